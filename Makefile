@@ -1,0 +1,57 @@
+# Each target sets up what it needs; what is there already is left alone.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test lint build images
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+SOLVER ?= sleeper
+SLEEPER := simcore/services/comp/itis/sleeper
+SOLVERD := $(or $(CARGO_TARGET_DIR),target)/debug/solverd
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: ## Start a service, run the tutorial job on it, show progress and results, stop (SOLVER=calculix: a finite-element job)
+	@scripts/rust.sh
+	@scripts/docker.sh
+	@scripts/images.sh $(SOLVER)
+	@scripts/python.sh >/dev/null
+	cargo build --locked --package solverd --bin solverd
+	@scripts/demo.sh $(SOLVER)
+
+serve: ## Start a service with the sleeper on it and stay; data in ./data, settings: see README.md
+	@scripts/rust.sh
+	@scripts/docker.sh
+	@scripts/images.sh sleeper
+	cargo build --locked --package solverd --bin solverd
+	$(SOLVERD) solvers publish $(SLEEPER):2.0.2 $(SLEEPER):2.1.1 $(SLEEPER):2.1.6
+	@exec $(SOLVERD) serve
+
+# The client suite uses the program that `cargo test` has built: a build of its own would compile it again.
+test: ## Run all checks and tests
+	@scripts/rust.sh
+	@scripts/docker.sh
+	@scripts/images.sh all
+	@scripts/python.sh >/dev/null
+	@scripts/postgres.sh >/dev/null
+	@$(MAKE) --no-print-directory checks
+	url=$$(scripts/postgres.sh) && REQUIRE_POSTGRES=1 SOLVERD_TEST_POSTGRES_URL=$$url cargo test --locked --workspace
+	python=$$(scripts/python.sh) && SOLVERD_BIN=$(SOLVERD) $$python -m pytest tests/client
+
+lint: ## Check format, lints and documentation
+	@scripts/rust.sh
+	@$(MAKE) --no-print-directory checks
+
+.PHONY: checks
+checks:
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
+
+build: ## Build target/release/solverd
+	@scripts/rust.sh
+	cargo build --locked --release --package solverd --bin solverd
+
+images: ## Build the example solvers into the local Docker engine
+	@scripts/images.sh all

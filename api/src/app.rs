@@ -1,0 +1,252 @@
+//! The service, put together: [`App::bind`] takes the ports and opens everything, [`App::run`] serves until it is told to stop.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+};
+
+use actix_web::{
+    HttpResponse, HttpServer,
+    http::header,
+    web::{self, Data, PayloadConfig},
+};
+use anyhow::{Context, anyhow};
+use solverd_runner::engine::Docker;
+use tokio_util::sync::CancellationToken;
+use utoipa::OpenApi as _;
+use utoipa_actix_web::AppExt;
+use utoipa_swagger_ui::SwaggerUi;
+
+use crate::{
+    dispatch::{Dispatcher, Wake},
+    domain::{
+        time::now,
+        user::{Credentials, parse_email},
+    },
+    error::default_route,
+    jobs::Rules,
+    meta,
+    objects::{
+        Location, Objects, Secret,
+        embedded::{self, Embedded},
+    },
+    openapi,
+    request::{BODY_LIMIT, PublicUrl},
+    routes,
+    settings::Settings,
+    store::{self, Db},
+};
+
+/// The service with its ports taken and its parts open.
+pub struct App {
+    listener: TcpListener,
+    address: SocketAddr,
+    public_url: Option<String>,
+    db: Db,
+    objects: Objects,
+    storage: Option<Storage>,
+    dispatcher: Dispatcher,
+    wake: Wake,
+    first_user: Option<(String, Credentials)>,
+}
+
+/// The embedded S3 endpoint, being served: from the moment its bucket is looked for.
+struct Storage {
+    served: tokio::task::JoinHandle<()>,
+    shutdown: CancellationToken,
+}
+
+impl App {
+    /// Opens database, object store and container engine, takes the ports, and tidies up after an earlier life.
+    pub async fn bind(settings: &Settings) -> anyhow::Result<Self> {
+        let data_dir = make_data_dir(&settings.data_dir)?;
+        let settings = &Settings { data_dir: data_dir.clone(), ..settings.clone() };
+        let listener = TcpListener::bind(settings.listen)
+            .with_context(|| format!("listening on {} (setting `listen`)", settings.listen))?;
+        let address = listener.local_addr()?;
+        let db = open_db(settings).await?;
+        let first_user = first_user(settings, &db).await?;
+        let (location, storage) = storage(settings).await?;
+        let objects = Objects::connect(&location)
+            .await
+            .with_context(|| format!("connecting to the object store at {}", location.endpoint))?;
+        let engine = Docker::connect().context("connecting to Docker")?;
+        engine.ping().await.context("Docker does not answer; `solverd doctor` tells more")?;
+        let wake = Wake::default();
+        let dispatcher = Dispatcher::start(
+            db.clone(),
+            objects.clone(),
+            engine,
+            data_dir.join("work"),
+            instance(&data_dir)?,
+            wake.clone(),
+        )
+        .await?;
+        let public_url =
+            settings.public_url.as_ref().map(|url| url.trim_end_matches('/').to_owned());
+        Ok(Self {
+            listener,
+            address,
+            public_url,
+            db,
+            objects,
+            storage,
+            dispatcher,
+            wake,
+            first_user,
+        })
+    }
+
+    /// Where the API is served.
+    pub fn url(&self) -> String {
+        format!("http://{}", reachable(self.address))
+    }
+
+    /// The user that was made because there was none, with the only copy of the secret.
+    pub fn first_user(&self) -> Option<&(String, Credentials)> {
+        self.first_user.as_ref()
+    }
+
+    /// Serves until `shutdown`; then ends what runs and closes everything.
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Self { listener, public_url, db, objects, storage, dispatcher, wake, .. } = self;
+        let rules = Data::new(Rules::default());
+        let pool = db.clone();
+        let server = HttpServer::new(move || {
+            let (app, document) = actix_web::App::new()
+                .into_utoipa_app()
+                .openapi(openapi::Head::openapi())
+                .app_data(Data::new(db.clone()))
+                .app_data(Data::new(objects.clone()))
+                .app_data(Data::new(wake.clone()))
+                .app_data(rules.clone())
+                .app_data(PublicUrl(public_url.clone()))
+                .app_data(PayloadConfig::new(BODY_LIMIT))
+                .configure(routes::routes)
+                .split_for_parts();
+            app.route("/health", web::get().to(meta::health))
+                .route("/", web::get().to(to_docs))
+                .route("/docs", web::get().to(to_docs))
+                .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", document))
+                .default_service(web::to(default_route))
+        })
+        .disable_signals()
+        .shutdown_timeout(5)
+        .listen(listener)?
+        .run();
+        let handle = server.handle();
+        let stopped = async {
+            shutdown.cancelled().await;
+            handle.stop(true).await;
+        };
+        let (served, (), ()) = tokio::join!(server, stopped, dispatcher.run(shutdown.clone()));
+        pool.close().await;
+        if let Some(storage) = storage {
+            storage.shutdown.cancel();
+            storage.served.await?;
+        }
+        Ok(served?)
+    }
+}
+
+async fn to_docs() -> HttpResponse {
+    HttpResponse::Found().insert_header((header::LOCATION, "/docs/")).finish()
+}
+
+/// Opens the database, also for the commands that work beside a running service.
+pub async fn open_db(settings: &Settings) -> anyhow::Result<Db> {
+    let url = settings.database_url();
+    if settings.database_url.is_none() {
+        make_data_dir(&settings.data_dir)?;
+    }
+    // Without the address: it may hold a password.
+    Db::open(&url).await.context("opening the database (setting `database-url`)")
+}
+
+/// The data folder as an absolute path: Docker mounts the jobs' folders from it.
+fn make_data_dir(path: &Path) -> anyhow::Result<PathBuf> {
+    let doing = || format!("making the data folder {} (setting `data-dir`)", path.display());
+    std::fs::create_dir_all(path).with_context(doing)?;
+    path.canonicalize().with_context(doing)
+}
+
+/// This instance's name, kept with its data: by it a later life finds its containers and jobs.
+fn instance(data_dir: &Path) -> anyhow::Result<String> {
+    let path = data_dir.join("instance");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let name = uuid::Uuid::now_v7().to_string();
+            std::fs::write(&path, format!("{name}\n"))
+                .with_context(|| format!("writing {}", path.display()))?;
+            Ok(name)
+        }
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+/// Makes the user that the settings name, or, when there is nobody at all, one whose secret is shown once.
+async fn first_user(settings: &Settings, db: &Db) -> anyhow::Result<Option<(String, Credentials)>> {
+    if let (Some(email), Some(key), Some(secret)) =
+        (&settings.bootstrap_email, &settings.bootstrap_key, &settings.bootstrap_secret)
+    {
+        let email =
+            parse_email(email).map_err(|error| anyhow!("setting `bootstrap-email`: {error}"))?;
+        let user = match db.user_by_email(&email).await {
+            Err(store::Error::NotFound { .. }) => db.user_add(&email, now()).await?,
+            found => found?,
+        };
+        let credentials = Credentials { key: key.clone(), secret: secret.expose().to_owned() };
+        match db.key_add(&user, &credentials, now()).await {
+            Ok(()) | Err(store::Error::Conflict(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        return Ok(None);
+    }
+    if db.user_any().await? {
+        return Ok(None);
+    }
+    let user = db.user_add("admin@localhost", now()).await?;
+    let credentials = Credentials::random()?;
+    db.key_add(&user, &credentials, now()).await?;
+    Ok(Some((user.email, credentials)))
+}
+
+/// The object store that the settings name, or our own, served from now on.
+async fn storage(settings: &Settings) -> anyhow::Result<(Location, Option<Storage>)> {
+    let location = |endpoint: String, access_key_id: String, secret_access_key: Secret| Location {
+        public_endpoint: settings.s3_public_endpoint.clone().unwrap_or_else(|| endpoint.clone()),
+        endpoint,
+        bucket: settings.s3_bucket.clone(),
+        region: settings.s3_region.clone(),
+        access_key_id,
+        secret_access_key,
+    };
+    if let Some(endpoint) = &settings.s3_endpoint {
+        let missing = |name| anyhow!("setting `{name}` is needed with `s3-endpoint`");
+        let id = settings.s3_access_key_id.clone().ok_or_else(|| missing("s3-access-key-id"))?;
+        let secret =
+            settings.s3_secret_access_key.clone().ok_or_else(|| missing("s3-secret-access-key"))?;
+        return Ok((location(endpoint.clone(), id, secret), None));
+    }
+    let listener = tokio::net::TcpListener::bind(settings.s3_listen)
+        .await
+        .with_context(|| format!("listening on {} (setting `s3-listen`)", settings.s3_listen))?;
+    let endpoint = format!("http://{}", reachable(listener.local_addr()?));
+    let credentials = embedded::credentials(&settings.data_dir)?;
+    let embedded = Embedded::open(&settings.data_dir.join("objects"), &credentials)?;
+    let shutdown = CancellationToken::new();
+    #[expect(clippy::disallowed_methods, reason = "one task, kept by its handle")]
+    let served = tokio::spawn(embedded.run(listener, shutdown.clone()));
+    let location = location(endpoint, credentials.access_key_id, credentials.secret_access_key);
+    Ok((location, Some(Storage { served, shutdown })))
+}
+
+/// An address to connect to: one that listens everywhere is reached at the loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        (Ipv4Addr::LOCALHOST, address.port()).into()
+    } else {
+        address
+    }
+}

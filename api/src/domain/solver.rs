@@ -1,0 +1,291 @@
+//! Solvers: a key and a version name a release; a release has typed ports and a body that says what to run.
+
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::LazyLock};
+
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json, json};
+
+#[expect(clippy::unwrap_used, reason = "a literal, compiled by every test")]
+static KEY: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"^simcore/services/comp(/[a-z0-9][a-z0-9_.-]*)+$").unwrap());
+
+#[expect(clippy::unwrap_used, reason = "a literal, compiled by every test")]
+static PORT_KEY: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^[^_\W0-9]\w*$").unwrap());
+
+/// Names a solver, e.g. `simcore/services/comp/itis/sleeper`. The pattern is oSPARC's.
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, sqlx::Type,
+)]
+#[serde(try_from = "String", into = "String")]
+#[sqlx(transparent)]
+pub struct SolverKey(String);
+
+impl SolverKey {
+    /// The rule, as it is told to users.
+    pub const RULE: &str =
+        "must match ^simcore/services/comp/… (lower-case letters, digits, `_`, `.`, `-`)";
+
+    /// Checks the pattern.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if KEY.is_match(text) && text.len() <= 200 {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Self::RULE.to_owned())
+        }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The last segment, e.g. `sleeper`.
+    pub fn short_name(&self) -> &str {
+        self.0.rsplit('/').next().unwrap_or(&self.0)
+    }
+}
+
+impl fmt::Display for SolverKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for SolverKey {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text)
+    }
+}
+
+impl From<SolverKey> for String {
+    fn from(key: SolverKey) -> Self {
+        key.0
+    }
+}
+
+/// A release's version, by the rules of Semantic Versioning 2.0.0; ordered as they say.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Version(semver::Version);
+
+impl Version {
+    /// The rule, as it is told to users.
+    pub const RULE: &str = "must be a semantic version, e.g. 2.1.6";
+
+    /// Checks the syntax.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        semver::Version::parse(text).map(Self).map_err(|_| Self::RULE.to_owned())
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl TryFrom<String> for Version {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text)
+    }
+}
+
+impl FromStr for Version {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse(text)
+    }
+}
+
+/// One published version of a solver. Immutable.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Release {
+    /// The solver.
+    pub key: SolverKey,
+    /// Its version.
+    pub version: Version,
+    /// Short name for people, at most 100 characters.
+    pub title: String,
+    /// What it computes, at most 1000 characters.
+    pub description: String,
+    /// E-mail address of whoever answers for it.
+    pub maintainer: String,
+    /// The version as its authors call it.
+    pub version_display: Option<String>,
+    /// Inputs in the order they were declared.
+    pub inputs: Vec<Port>,
+    /// Outputs in the order they were declared.
+    pub outputs: Vec<Port>,
+    /// What runs.
+    pub body: Body,
+}
+
+/// What a release runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Body {
+    /// One container.
+    Container(Container),
+}
+
+/// An image and how to start it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Container {
+    /// Image reference as the engine knows it.
+    pub image: String,
+    /// Arguments to the entry point.
+    pub command: Vec<String>,
+    /// Environment.
+    pub env: BTreeMap<String, String>,
+    /// What a run takes.
+    pub resources: Resources,
+    /// Whether a run gets a network.
+    pub network: bool,
+    /// The solver's own expression for progress lines.
+    pub progress_regexp: Option<String>,
+}
+
+/// CPU and memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Billionths of a CPU.
+    pub nano_cpus: i64,
+    /// Bytes.
+    pub memory_bytes: i64,
+}
+
+impl Default for Resources {
+    /// One CPU and 1 GiB: oSPARC's fallback for images that declare nothing.
+    fn default() -> Self {
+        Self { nano_cpus: 1_000_000_000, memory_bytes: 1 << 30 }
+    }
+}
+
+impl fmt::Display for Resources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        #[expect(clippy::cast_precision_loss, reason = "for people")]
+        let cpus = self.nano_cpus as f64 / 1e9;
+        write!(f, "{cpus} CPU and {} MiB", self.memory_bytes >> 20)
+    }
+}
+
+/// A typed input or output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Port {
+    /// Unique among the release's inputs, or among its outputs.
+    pub key: String,
+    /// Short name for people.
+    pub label: String,
+    /// What it means.
+    pub description: String,
+    /// What values it takes.
+    #[serde(rename = "type")]
+    pub kind: PortType,
+    /// Path of the file below the input or output folder, where the declaration fixes one.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// Physical unit of the value.
+    #[serde(default)]
+    pub unit: Option<String>,
+    /// Used when no value is given.
+    #[serde(default)]
+    pub default: Option<Json>,
+    /// Inputs only: creating a job without a value is an error.
+    #[serde(default)]
+    pub required: bool,
+}
+
+/// What values a port takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PortType {
+    /// A finite number.
+    Number,
+    /// A number without fraction.
+    Integer,
+    /// True or false.
+    Boolean,
+    /// Text.
+    String,
+    /// Whatever a JSON Schema allows.
+    Schema(Json),
+    /// A file of this MIME type (`*` allowed).
+    File(String),
+}
+
+impl Port {
+    /// The rule for keys; oSPARC's clients enforce it on every port they are shown.
+    pub const KEY_RULE: &str =
+        "must match ^[^_\\W0-9]\\w*$ (a letter, then letters, digits and `_`)";
+
+    /// Whether a key can be shown to clients.
+    pub fn is_valid_key(key: &str) -> bool {
+        PORT_KEY.is_match(key)
+    }
+
+    /// Whether the port carries a file.
+    pub const fn is_file(&self) -> bool {
+        matches!(self.kind, PortType::File(_))
+    }
+
+    /// The JSON Schema that clients are shown, and that plain values are checked against.
+    pub fn content_schema(&self) -> Json {
+        let name = match &self.kind {
+            PortType::Schema(schema) => return schema.clone(),
+            PortType::Number => "number",
+            PortType::Integer => "integer",
+            PortType::Boolean => "boolean",
+            PortType::String | PortType::File(_) => "string",
+        };
+        let mut schema = Map::new();
+        schema.insert("title".into(), json!(self.label));
+        schema.insert("type".into(), json!(name));
+        schema.insert("description".into(), json!(self.description));
+        if let Some(unit) = &self.unit {
+            schema.insert("x_unit".into(), json!(unit));
+        }
+        if let (false, Some(default)) = (self.is_file(), &self.default) {
+            schema.insert("default".into(), default.clone());
+        }
+        Json::Object(schema)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_follow_the_pattern() {
+        assert_eq!(
+            SolverKey::parse("simcore/services/comp/itis/sleeper").unwrap().short_name(),
+            "sleeper"
+        );
+        for bad in [
+            "",
+            "sleeper",
+            "simcore/services/comp",
+            "simcore/services/comp/",
+            "simcore/services/comp/A",
+            "simcore/services/dynamic/x",
+        ] {
+            assert!(SolverKey::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn versions_sort_by_number_not_by_text() {
+        let mut versions: Vec<_> =
+            ["2.10.0", "2.9.1", "2.9.1-rc.1"].map(|text| Version::parse(text).unwrap()).into();
+        versions.sort();
+        assert_eq!(
+            versions.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["2.9.1-rc.1", "2.9.1", "2.10.0"]
+        );
+        assert!(Version::parse("latest").is_err());
+    }
+}

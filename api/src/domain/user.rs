@@ -1,0 +1,94 @@
+//! Users and the API keys that speak for them.
+
+use std::fmt;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::{id::UserId, time::Timestamp};
+
+/// Somebody who owns files and jobs.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct User {
+    /// Identifies the user.
+    pub id: UserId,
+    /// Lower-case e-mail address; the login.
+    pub email: String,
+    /// When the user was added.
+    pub created_at: Timestamp,
+}
+
+/// Checks and normalises an e-mail address. Only what a login needs: one `@` with something on both sides, no spaces.
+pub fn parse_email(text: &str) -> Result<String, String> {
+    let email = text.trim().to_lowercase();
+    match email.split_once('@') {
+        Some((local, domain))
+            if !local.is_empty()
+                && !domain.is_empty()
+                && !domain.contains('@')
+                && !email.contains(char::is_whitespace) =>
+        {
+            Ok(email)
+        }
+        _ => Err(format!("`{text}` is not an e-mail address")),
+    }
+}
+
+/// A new API key with its secret. The only moment the secret exists in the clear.
+#[derive(Clone, Serialize)]
+pub struct Credentials {
+    /// User name of HTTP Basic authentication.
+    pub key: String,
+    /// Password of HTTP Basic authentication.
+    pub secret: String,
+}
+
+impl Credentials {
+    /// Draws a 128-bit key and a 256-bit secret, both hexadecimal: ASCII, because oSPARC's client encodes them in two different ways.
+    pub fn random() -> Result<Self, getrandom::Error> {
+        let (mut key, mut secret) = ([0; 16], [0; 32]);
+        getrandom::fill(&mut key)?;
+        getrandom::fill(&mut secret)?;
+        Ok(Self { key: hex(&key), secret: hex(&secret) })
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// What is stored of a secret: its SHA-256. A slow password hash would add nothing to 256 random bits.
+pub fn secret_hash(secret: &str) -> Vec<u8> {
+    Sha256::digest(secret.as_bytes()).to_vec()
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn email_is_normalised_or_refused() {
+        assert_eq!(parse_email(" Ada@Example.org "), Ok("ada@example.org".to_owned()));
+        for bad in ["", "ada", "@b", "a@", "a@b@c", "a b@c"] {
+            assert!(parse_email(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_long_and_do_not_show_in_debug() {
+        let credentials = Credentials::random().unwrap();
+        assert_eq!(credentials.secret.len(), 64);
+        assert!(!format!("{credentials:?}").contains(&credentials.secret));
+    }
+}

@@ -1,0 +1,312 @@
+//! What clients are told when something is wrong: one table of codes, one body, also for the framework's own errors.
+
+use std::{fmt, sync::LazyLock};
+
+use actix_web::{
+    HttpRequest, HttpResponse, ResponseError,
+    http::{Method, StatusCode, header},
+};
+use chrono::Utc;
+use regex::Regex;
+use serde::Serialize;
+use serde_json::{Value as Json, json};
+use utoipa::{IntoResponses, ToSchema};
+
+use crate::{domain::id::JobId, objects, openapi, store};
+
+/// What every handler returns.
+pub type Result<T, E = ApiError> = std::result::Result<T, E>;
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident => $status:ident,)*) => {
+        /// What went wrong, for programs. Codes are stable; texts are not.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+        #[serde(rename_all = "snake_case")]
+        pub enum ErrorCode {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl ErrorCode {
+            /// The one table from codes to HTTP statuses.
+            const fn status(self) -> StatusCode {
+                match self {
+                    $(Self::$name => StatusCode::$status,)*
+                }
+            }
+        }
+    };
+}
+
+codes! {
+    /// No credentials came with the request.
+    NotAuthenticated => UNAUTHORIZED,
+    /// The key is unknown or the secret is another one.
+    InvalidCredentials => UNAUTHORIZED,
+    /// There is no such thing, or it belongs to somebody else.
+    NotFound => NOT_FOUND,
+    /// No operation has this path.
+    RouteNotFound => NOT_FOUND,
+    /// The path exists, but not with this method.
+    MethodNotAllowed => METHOD_NOT_ALLOWED,
+    /// The request breaks a rule; the errors name the field, the value and the rule.
+    InvalidRequest => UNPROCESSABLE_ENTITY,
+    /// The request does not fit what is there already.
+    Conflict => CONFLICT,
+    /// The job has no outputs: it has not succeeded.
+    NoOutputs => CONFLICT,
+    /// The body is larger than is accepted.
+    PayloadTooLarge => PAYLOAD_TOO_LARGE,
+    /// The object store does not answer.
+    StorageUnavailable => BAD_GATEWAY,
+    /// The service failed; the support id is in its log.
+    Internal => INTERNAL_SERVER_ERROR,
+}
+
+/// The body of every error.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ErrorGet, example = json!({"errors": ["job `019a9c6e-5f3a-7c30-9d2e-0b9a3d1f2c11` not found"], "support_id": null, "code": "not_found"}))]
+pub struct ErrorBody {
+    /// Sentences; for `invalid_request` objects with `type`, `loc`, `msg` and `input`.
+    #[schema(value_type = Vec<Object>)]
+    errors: Vec<Json>,
+    /// To be quoted when asking for help; also in the service's log.
+    #[schema(pattern = r"OEC:([a-fA-F0-9]{12})-(\d{13,14})")]
+    support_id: Option<String>,
+    /// What went wrong, for programs.
+    code: ErrorCode,
+}
+
+/// The errors that every operation may answer with.
+#[derive(IntoResponses)]
+pub enum Errors {
+    /// No or wrong credentials.
+    #[response(status = 401, description = "No or wrong credentials.")]
+    Unauthorized(#[to_schema] ErrorBody),
+    /// There is no such thing, or it belongs to somebody else.
+    #[response(
+        status = 404,
+        description = "There is no such thing, or it belongs to somebody else."
+    )]
+    NotFound(#[to_schema] ErrorBody),
+    /// The request breaks a rule; the errors name the field, the value and the rule.
+    #[response(
+        status = 422,
+        description = "The request breaks a rule; the errors name the field, the value and the rule."
+    )]
+    Invalid(#[to_schema] ErrorBody),
+    /// The service failed.
+    #[response(
+        status = 500,
+        description = "The service failed; quote the support id when asking for help."
+    )]
+    Internal(#[to_schema] ErrorBody),
+}
+
+/// A value in a request that breaks a rule. The shape is that of oSPARC's `ValidationError`.
+#[derive(Debug, Clone, Serialize)]
+pub struct FieldError {
+    /// The kind of rule.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Where: `path`, `query` or `body`, then names and positions.
+    pub loc: Vec<String>,
+    /// A sentence that names the field, the value and the rule.
+    pub msg: String,
+    /// The value.
+    pub input: Json,
+    /// Further facts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ctx: Option<Json>,
+}
+
+impl FieldError {
+    /// A value that breaks a rule which can be told in a few words, e.g. "must be a UUID".
+    pub fn new(kind: &'static str, loc: &[&str], input: impl Serialize, rule: &str) -> Self {
+        let input = json!(input);
+        let field = loc.last().copied().unwrap_or("request");
+        Self {
+            kind,
+            msg: format!("`{field}` {rule}, got {input}"),
+            loc: loc.iter().map(|&part| part.to_owned()).collect(),
+            input,
+            ctx: None,
+        }
+    }
+}
+
+/// An error on its way to the client.
+#[derive(Debug)]
+pub struct ApiError {
+    code: ErrorCode,
+    errors: Vec<Json>,
+    /// For the log only.
+    cause: Option<Box<dyn std::error::Error>>,
+    /// Methods that the path does have.
+    allow: Option<String>,
+}
+
+impl ApiError {
+    /// An error with one sentence.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, errors: vec![Json::String(message.into())], cause: None, allow: None }
+    }
+
+    /// Something went wrong inside: clients learn the support id, the log learns the cause.
+    pub fn internal(code: ErrorCode, cause: impl Into<Box<dyn std::error::Error>>) -> Self {
+        Self { cause: Some(cause.into()), ..Self::new(code, "internal error") }
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.errors)
+    }
+}
+
+impl From<FieldError> for ApiError {
+    fn from(error: FieldError) -> Self {
+        vec![error].into()
+    }
+}
+
+impl From<Vec<FieldError>> for ApiError {
+    fn from(errors: Vec<FieldError>) -> Self {
+        let errors = errors.into_iter().map(|error| json!(error)).collect();
+        Self { code: ErrorCode::InvalidRequest, errors, cause: None, allow: None }
+    }
+}
+
+impl From<store::Error> for ApiError {
+    fn from(error: store::Error) -> Self {
+        match error {
+            store::Error::NotFound { .. } => Self::new(ErrorCode::NotFound, error.to_string()),
+            store::Error::Conflict(_) | store::Error::Illegal(_) => {
+                Self::new(ErrorCode::Conflict, error.to_string())
+            }
+            store::Error::Database { .. }
+            | store::Error::Migration(_)
+            | store::Error::Address(_) => Self::internal(ErrorCode::Internal, error),
+        }
+    }
+}
+
+impl From<objects::Error> for ApiError {
+    fn from(error: objects::Error) -> Self {
+        match error {
+            objects::Error::NotUploaded
+            | objects::Error::SizeMismatch { .. }
+            | objects::Error::TooLarge { .. }
+            | objects::Error::BadParts(_) => FieldError {
+                kind: "upload",
+                loc: vec!["body".into()],
+                msg: error.to_string(),
+                input: Json::Null,
+                ctx: None,
+            }
+            .into(),
+            objects::Error::NotFound { .. } => Self::new(ErrorCode::NotFound, error.to_string()),
+            objects::Error::Unavailable { .. } | objects::Error::Content(_) => Self {
+                cause: Some(error.into()),
+                ..Self::new(ErrorCode::StorageUnavailable, "the object store does not answer")
+            },
+        }
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        self.code.status()
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let support_id = self.status_code().is_server_error().then(support_id);
+        if let Some(id) = &support_id {
+            let mut chain = String::new();
+            let mut cause = self.cause.as_deref();
+            while let Some(error) = cause {
+                chain += &format!(": {error}");
+                cause = error.source();
+            }
+            tracing::error!(support_id = id, code = ?self.code, "{}{chain}", self);
+        }
+        let mut response = HttpResponse::build(self.status_code());
+        if self.status_code() == StatusCode::UNAUTHORIZED {
+            response.insert_header((
+                header::WWW_AUTHENTICATE,
+                r#"Basic realm="solverd", charset="UTF-8""#,
+            ));
+        }
+        if let Some(methods) = &self.allow {
+            response.insert_header((header::ALLOW, methods.as_str()));
+        }
+        response.json(ErrorBody { errors: self.errors.clone(), support_id, code: self.code })
+    }
+}
+
+/// The pattern is oSPARC's, and its client checks it: 12 hexadecimal digits, then milliseconds.
+#[expect(clippy::disallowed_methods, reason = "milliseconds, not stored")]
+fn support_id() -> String {
+    let random = JobId::new().0.simple().to_string();
+    format!("OEC:{}-{}", &random[20..], Utc::now().timestamp_millis())
+}
+
+/// Every path of the API with its methods, as patterns: what the default route looks into.
+static PATHS: LazyLock<Vec<(Regex, Vec<Method>)>> = LazyLock::new(|| {
+    let pattern = |path: &str| {
+        let escaped = regex::escape(path).replace(r"\{solver_key\}", ".+");
+        #[expect(clippy::unwrap_used, reason = "a literal, compiled by every test")]
+        let parameter = Regex::new(r"\\\{\w+\\\}").unwrap();
+        Regex::new(&format!("^{}$", parameter.replace_all(&escaped, "[^/]+"))).ok()
+    };
+    let document = openapi::document();
+    document
+        .paths
+        .paths
+        .iter()
+        .filter_map(|(path, item)| {
+            let methods = [
+                (Method::GET, &item.get),
+                (Method::PUT, &item.put),
+                (Method::POST, &item.post),
+                (Method::DELETE, &item.delete),
+                (Method::PATCH, &item.patch),
+            ];
+            let methods = methods
+                .into_iter()
+                .filter(|(_, operation)| operation.is_some())
+                .map(|(method, _)| method);
+            Some((pattern(path)?, methods.collect()))
+        })
+        .collect()
+});
+
+/// Answers whatever no route has taken: a wrong method, a slash too many, or an unknown path.
+pub async fn default_route(request: HttpRequest) -> Result<HttpResponse> {
+    let path = request.path();
+    let methods = |path: &str| -> Vec<&str> {
+        let all = PATHS
+            .iter()
+            .filter(|(pattern, _)| pattern.is_match(path))
+            .flat_map(|(_, methods)| methods);
+        let mut names: Vec<_> = all.map(Method::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    };
+    let allowed = methods(path);
+    if !allowed.is_empty() {
+        let message =
+            format!("{} is not allowed here, only {}", request.method(), allowed.join(", "));
+        return Err(ApiError {
+            allow: Some(allowed.join(", ")),
+            ..ApiError::new(ErrorCode::MethodNotAllowed, message)
+        });
+    }
+    if let Some(shorter) = path.strip_suffix('/').filter(|shorter| !methods(shorter).is_empty()) {
+        let query = request.query_string();
+        let mark = if query.is_empty() { "" } else { "?" };
+        let location = (header::LOCATION, format!("{shorter}{mark}{query}"));
+        return Ok(HttpResponse::TemporaryRedirect().insert_header(location).finish());
+    }
+    Err(ApiError::new(ErrorCode::RouteNotFound, "Not Found"))
+}

@@ -1,0 +1,534 @@
+//! Jobs over HTTP: thin handlers, and the wire types that only they use.
+
+#![expect(unreachable_pub, reason = "the route macros nest the handlers")]
+
+mod create;
+mod logs;
+
+use actix_web::{
+    HttpRequest, HttpResponse, delete, get,
+    http::{StatusCode, header},
+    patch, post,
+    web::{Data, Json},
+};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use utoipa::{
+    IntoParams, PartialSchema, ToSchema,
+    openapi::{
+        ArrayBuilder, ObjectBuilder, Ref, RefOr, Schema,
+        schema::{AnyOfBuilder, SchemaType, Type},
+    },
+};
+
+pub use create::Rules;
+
+use crate::{
+    auth::Caller,
+    dispatch::Wake,
+    domain::{
+        file::FileRef,
+        id::JobId,
+        job::{Job as DomainJob, JobError, JobState},
+        solver::{SolverKey, Version},
+        time::now,
+        value::{Values, inputs_checksum},
+    },
+    error::{ApiError, ErrorCode, Errors, FieldError, Result},
+    objects::Objects,
+    paging::{Page, Paging},
+    request::{BaseUrl, Body, Params, from_request},
+    solvers::{ReleasePath, release_path},
+    store::Db,
+};
+
+from_request!(JobPath, CreateQuery);
+
+/// A page of jobs. An alias, because utoipa would look for a derive on `Page<Job>`.
+type JobPage = Page<Job>;
+
+/// Names a job in a path.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Path)]
+pub struct JobPath {
+    /// Key of the solver; its slashes may be written as `%2F` or as they are.
+    #[param(value_type = String, example = "simcore/services/comp/itis/sleeper")]
+    pub solver_key: SolverKey,
+    /// Version of the solver.
+    #[param(value_type = String, example = "2.1.6")]
+    pub version: Version,
+    /// Identifies the job.
+    pub job_id: JobId,
+}
+
+impl JobPath {
+    fn of(request: &HttpRequest) -> Result<Self> {
+        let params = Params::of_path(request)?;
+        let ReleasePath { solver_key, version } = ReleasePath::read(&params)?;
+        Ok(Self {
+            solver_key,
+            version,
+            job_id: params.need("job_id", "must be a UUID", str::parse)?,
+        })
+    }
+
+    /// Whether the job is one of the release that the path names: under any other it does not exist.
+    fn check(&self, job: DomainJob) -> Result<DomainJob> {
+        if job.solver_key == self.solver_key && job.solver_version == self.version.to_string() {
+            return Ok(job);
+        }
+        Err(ApiError::new(
+            ErrorCode::NotFound,
+            format!("{} {} has no job `{}`", self.solver_key, self.version, self.job_id),
+        ))
+    }
+
+    /// Loads the job; that is checking the right to it.
+    async fn load(&self, caller: &Caller, db: &Db) -> Result<DomainJob> {
+        self.check(db.job_get(self.job_id, caller.id()).await?)
+    }
+}
+
+/// How a job is created.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct CreateQuery {
+    /// Whether oSPARC's front end would hide the job; without effect here.
+    #[param(default = true)]
+    #[expect(dead_code, reason = "checked, then without effect")]
+    hidden: bool,
+}
+
+impl CreateQuery {
+    fn of(request: &HttpRequest) -> Result<Self> {
+        let hidden =
+            Params::of_query(request)?.get(
+                "hidden",
+                "must be true or false",
+                |text| match text {
+                    "true" | "True" | "1" => Ok(true),
+                    "false" | "False" | "0" => Ok(false),
+                    _ => Err(()),
+                },
+            )?;
+        Ok(Self { hidden: hidden.unwrap_or(true) })
+    }
+}
+
+/// Values of a job's inputs.
+#[derive(Deserialize, ToSchema)]
+#[schema(example = json!({"values": {"input_2": 3, "input_3": false}}))]
+pub struct JobInputs {
+    /// By port. Ports that are left out take their default.
+    #[schema(value_type = KeywordArguments)]
+    values: Values,
+}
+
+/// A run of a solver.
+#[derive(Serialize, ToSchema)]
+pub struct Job {
+    id: JobId,
+    /// Unique name of the job.
+    #[schema(pattern = r"^([^\s/]+/?){1,10}$")]
+    name: String,
+    /// Fingerprint of the input values: SHA-256, hexadecimal.
+    inputs_checksum: String,
+    created_at: DateTime<Utc>,
+    /// Unique name of the release that runs.
+    #[schema(pattern = r"^([^\s/]+/?){1,10}$")]
+    runner_name: String,
+    /// This job.
+    #[schema(format = "uri")]
+    url: Option<String>,
+    /// The release that runs.
+    #[schema(format = "uri")]
+    runner_url: Option<String>,
+    /// The job's outputs.
+    #[schema(format = "uri")]
+    outputs_url: Option<String>,
+}
+
+impl Job {
+    fn new(job: &DomainJob, base: &BaseUrl) -> Self {
+        let runner_name = format!(
+            "solvers/{}/releases/{}",
+            job.solver_key.as_str().replace('/', "%2F"),
+            job.solver_version
+        );
+        let runner_url = base.join(&release_path(&job.solver_key, &job.solver_version));
+        let url = format!("{runner_url}/jobs/{}", job.id);
+        Self {
+            id: job.id,
+            name: format!("{runner_name}/jobs/{}", job.id),
+            inputs_checksum: inputs_checksum(&job.inputs),
+            created_at: job.created_at,
+            runner_name,
+            outputs_url: Some(format!("{url}/outputs")),
+            url: Some(url),
+            runner_url: Some(runner_url),
+        }
+    }
+}
+
+/// How a job is getting on.
+#[derive(Serialize, ToSchema)]
+pub struct JobStatus {
+    job_id: JobId,
+    state: JobState,
+    /// Percent; never falls, and is 100 in every final state.
+    #[schema(minimum = 0, maximum = 100)]
+    progress: i32,
+    /// When it was started by its owner; until then, when it was created.
+    submitted_at: DateTime<Utc>,
+    /// When the solver began to run.
+    started_at: Option<DateTime<Utc>>,
+    /// When it reached a final state.
+    stopped_at: Option<DateTime<Utc>>,
+    /// Why it failed.
+    errors: Option<Vec<JobError>>,
+}
+
+impl From<DomainJob> for JobStatus {
+    fn from(job: DomainJob) -> Self {
+        Self {
+            job_id: job.id,
+            state: job.state,
+            progress: job.progress,
+            submitted_at: job.submitted_at.unwrap_or(job.created_at),
+            started_at: job.started_at,
+            stopped_at: job.stopped_at,
+            errors: job.error.map(|error| vec![error]),
+        }
+    }
+}
+
+/// Values of a job's outputs.
+#[derive(Serialize, ToSchema)]
+pub struct JobOutputs {
+    job_id: JobId,
+    /// By port; every declared port is there.
+    #[schema(value_type = KeywordArguments)]
+    results: Values,
+}
+
+/// Your notes on a job.
+#[derive(Serialize, ToSchema)]
+pub struct JobMetadata {
+    job_id: JobId,
+    #[schema(value_type = HashMap<String, MetaValueType>)]
+    metadata: Values,
+    /// These notes.
+    #[schema(format = "uri")]
+    url: Option<String>,
+}
+
+impl JobMetadata {
+    fn new(job: DomainJob, base: &BaseUrl) -> Self {
+        let path = format!(
+            "{}/jobs/{}/metadata",
+            release_path(&job.solver_key, &job.solver_version),
+            job.id
+        );
+        Self { job_id: job.id, metadata: job.metadata, url: Some(base.join(&path)) }
+    }
+}
+
+/// New notes, in place of all that were there.
+#[derive(Deserialize, ToSchema)]
+#[schema(example = json!({"metadata": {"study": "cantilever", "mesh": 3}}))]
+pub struct JobMetadataUpdate {
+    #[serde(default)]
+    #[schema(value_type = HashMap<String, MetaValueType>)]
+    metadata: Values,
+}
+
+/// Values by port.
+#[derive(ToSchema)]
+#[schema(as = KeywordArguments)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub struct KeywordArguments(std::collections::HashMap<String, ArgumentTypes>);
+
+/// What a port takes: a file, a number, a truth value, text, a list, or nothing.
+pub struct ArgumentTypes;
+
+/// What a note may be: a truth value, a number or text.
+pub struct MetaValueType;
+
+// Unions by hand: the derive writes `oneOf`, and the integer 5 would match two of its members.
+impl ToSchema for ArgumentTypes {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((FileRef::name().into(), FileRef::schema()));
+    }
+}
+
+impl PartialSchema for ArgumentTypes {
+    fn schema() -> RefOr<Schema> {
+        [Type::Number, Type::Integer, Type::Boolean, Type::String]
+            .into_iter()
+            .fold(
+                AnyOfBuilder::new().item(Ref::from_schema_name(FileRef::name())),
+                |union, plain| union.item(ObjectBuilder::new().schema_type(plain)),
+            )
+            .item(ArrayBuilder::new().items(ObjectBuilder::new().schema_type(SchemaType::AnyValue)))
+            .item(ObjectBuilder::new().schema_type(Type::Null))
+            .into()
+    }
+}
+
+impl ToSchema for MetaValueType {}
+
+impl PartialSchema for MetaValueType {
+    fn schema() -> RefOr<Schema> {
+        [Type::Boolean, Type::Integer, Type::Number, Type::String]
+            .into_iter()
+            .fold(AnyOfBuilder::new(), |union, plain| {
+                union.item(ObjectBuilder::new().schema_type(plain))
+            })
+            .into()
+    }
+}
+
+/// Create a job.
+///
+/// Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is
+/// accepted and delivered as it is. Values for unknown ports are noted in the job's log.
+#[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery), request_body = JobInputs, responses((status = 201, description = "The job, not started.", body = Job), Errors))]
+#[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs")]
+pub async fn create_solver_job(
+    path: ReleasePath,
+    _query: CreateQuery,
+    body: Body<JobInputs>,
+    caller: Caller,
+    base: BaseUrl,
+    db: Data<Db>,
+    rules: Data<Rules>,
+) -> Result<HttpResponse> {
+    let job = create::create(&path, body.0.values, &caller, &db, &rules).await?;
+    Ok(HttpResponse::Created().json(Job::new(&job, &base)))
+}
+
+/// List the jobs of a release.
+///
+/// All of them: prefer the pages.
+#[utoipa::path(tag = "jobs", params(ReleasePath), responses((status = 200, description = "Your jobs, newest first.", body = Vec<Job>), Errors))]
+#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs")]
+pub async fn list_jobs(
+    path: ReleasePath,
+    caller: Caller,
+    base: BaseUrl,
+    db: Data<Db>,
+) -> Result<Json<Vec<Job>>> {
+    let (jobs, _) = page(&path, &caller, &db, i64::MAX, 0).await?;
+    Ok(Json(jobs.iter().map(|job| Job::new(job, &base)).collect()))
+}
+
+/// List the jobs of a release, in pages.
+#[utoipa::path(tag = "jobs", params(ReleasePath, Paging), responses((status = 200, description = "A page of your jobs, newest first.", body = JobPage), Errors))]
+#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/page")]
+pub async fn get_jobs_page(
+    path: ReleasePath,
+    paging: Paging,
+    caller: Caller,
+    base: BaseUrl,
+    db: Data<Db>,
+) -> Result<Json<JobPage>> {
+    let (jobs, total) = page(&path, &caller, &db, paging.limit, paging.offset).await?;
+    Ok(Json(paging.page(jobs.iter().map(|job| Job::new(job, &base)).collect(), total)))
+}
+
+async fn page(
+    path: &ReleasePath,
+    caller: &Caller,
+    db: &Db,
+    limit: i64,
+    offset: i64,
+) -> Result<(Vec<DomainJob>, i64)> {
+    db.release_get(&path.solver_key, &path.version).await?;
+    Ok(db
+        .jobs_page(caller.id(), path.solver_key.as_str(), &path.version.to_string(), limit, offset)
+        .await?)
+}
+
+/// Start a job.
+///
+/// Queues it. Starting it again changes nothing and answers 200.
+#[utoipa::path(tag = "jobs", params(JobPath), responses(
+    (status = 202, description = "Queued.", body = JobStatus),
+    (status = 200, description = "It was started before.", body = JobStatus),
+    Errors
+))]
+#[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}:start")]
+pub async fn start_job(
+    path: JobPath,
+    caller: Caller,
+    db: Data<Db>,
+    wake: Data<Wake>,
+) -> Result<HttpResponse> {
+    path.load(&caller, &db).await?;
+    let (job, first) = db.job_publish(path.job_id, caller.id(), now()).await?;
+    wake.notify();
+    let status = if first { StatusCode::ACCEPTED } else { StatusCode::OK };
+    Ok(HttpResponse::build(status).json(JobStatus::from(job)))
+}
+
+/// Inspect a job.
+#[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "How it is getting on.", body = JobStatus), Errors))]
+#[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}:inspect")]
+pub async fn inspect_job(path: JobPath, caller: Caller, db: Data<Db>) -> Result<Json<JobStatus>> {
+    Ok(Json(path.load(&caller, &db).await?.into()))
+}
+
+/// Stop a job.
+///
+/// A queued or running job ends as ABORTED shortly after; any other stays as it is.
+#[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "How it is getting on.", body = JobStatus), Errors))]
+#[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}:stop")]
+pub async fn stop_job(
+    path: JobPath,
+    caller: Caller,
+    db: Data<Db>,
+    wake: Data<Wake>,
+) -> Result<Json<JobStatus>> {
+    path.load(&caller, &db).await?;
+    let job = db.job_request_stop(path.job_id, caller.id(), now()).await?;
+    wake.notify();
+    Ok(Json(job.into()))
+}
+
+/// Get a job's outputs.
+#[utoipa::path(tag = "jobs", params(JobPath), responses(
+    (status = 200, description = "Values of all outputs.", body = JobOutputs),
+    (status = 409, description = "The job has not succeeded.", body = crate::error::ErrorBody),
+    Errors
+))]
+#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}/outputs")]
+pub async fn get_job_outputs(
+    path: JobPath,
+    caller: Caller,
+    db: Data<Db>,
+) -> Result<Json<JobOutputs>> {
+    let job = path.load(&caller, &db).await?;
+    let Some(results) = job.outputs else {
+        let why = job.error.map_or_else(String::new, |error| format!(": {}", error.msg));
+        return Err(ApiError::new(
+            ErrorCode::NoOutputs,
+            format!("job `{}` has no outputs, it is {}{why}", job.id, job.state),
+        ));
+    };
+    Ok(Json(JobOutputs { job_id: job.id, results }))
+}
+
+/// Download a job's log.
+///
+/// A zip with one text file. There is none before the job has ended.
+#[utoipa::path(tag = "jobs", params(JobPath), responses(
+    (status = 200, description = "The zip, after following the link.", body = String, content_type = "application/zip"),
+    (status = 307, description = "Where the zip is.", headers(("location" = String, description = "A link that is good for an hour."))),
+    Errors
+))]
+#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}/outputs/logfile")]
+pub async fn get_job_output_logfile(
+    path: JobPath,
+    caller: Caller,
+    db: Data<Db>,
+    objects: Data<Objects>,
+) -> Result<HttpResponse> {
+    let job = path.load(&caller, &db).await?;
+    let Some(key) = job.log_key else {
+        return Err(ApiError::new(
+            ErrorCode::NotFound,
+            format!("log of job `{}` not found: it is {}", job.id, job.state),
+        ));
+    };
+    let name = format!("{}_{}_{}.zip", path.solver_key.short_name(), path.version, job.id);
+    let link = objects.presign_get(&key, &name, Some("application/zip")).await?;
+    Ok(HttpResponse::TemporaryRedirect().insert_header((header::LOCATION, link)).finish())
+}
+
+/// Follow a job's log.
+///
+/// From its first line to its end, one JSON object per line; several readers may follow.
+#[utoipa::path(tag = "jobs", params(JobPath), responses(
+    (status = 200, description = "Log lines as they come.", body = logs::JobLog, content_type = "application/x-ndjson"),
+    Errors
+))]
+#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}/logstream")]
+pub async fn get_log_stream(path: JobPath, caller: Caller, db: Data<Db>) -> Result<HttpResponse> {
+    let job = path.load(&caller, &db).await?;
+    let lines = logs::follow(db.as_ref().clone(), job.id, caller.id());
+    Ok(HttpResponse::Ok().content_type("application/x-ndjson").streaming(lines))
+}
+
+/// Get your notes on a job.
+#[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "Your notes.", body = JobMetadata), Errors))]
+#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}/metadata")]
+pub async fn get_job_custom_metadata(
+    path: JobPath,
+    caller: Caller,
+    base: BaseUrl,
+    db: Data<Db>,
+) -> Result<Json<JobMetadata>> {
+    Ok(Json(JobMetadata::new(path.load(&caller, &db).await?, &base)))
+}
+
+/// Replace your notes on a job.
+#[utoipa::path(tag = "jobs", params(JobPath), request_body = JobMetadataUpdate, responses((status = 200, description = "Your notes.", body = JobMetadata), Errors))]
+#[patch("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}/metadata")]
+pub async fn replace_job_custom_metadata(
+    path: JobPath,
+    body: Body<JobMetadataUpdate>,
+    caller: Caller,
+    base: BaseUrl,
+    db: Data<Db>,
+) -> Result<Json<JobMetadata>> {
+    let metadata = body.0.metadata;
+    let wrong: Vec<_> = metadata
+        .iter()
+        .filter(|(_, value)| !(value.is_boolean() || value.is_number() || value.is_string()))
+        .map(|(key, value)| {
+            FieldError::new(
+                "value_error",
+                &["body", "metadata", key],
+                value,
+                "must be true, false, a number or text",
+            )
+        })
+        .collect();
+    if !wrong.is_empty() {
+        return Err(wrong.into());
+    }
+    path.load(&caller, &db).await?;
+    Ok(Json(JobMetadata::new(
+        db.job_set_metadata(path.job_id, caller.id(), &metadata).await?,
+        &base,
+    )))
+}
+
+/// Get a job.
+#[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "The job.", body = Job), Errors))]
+#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}")]
+pub async fn get_job(
+    path: JobPath,
+    caller: Caller,
+    base: BaseUrl,
+    db: Data<Db>,
+) -> Result<Json<Job>> {
+    Ok(Json(Job::new(&path.load(&caller, &db).await?, &base)))
+}
+
+/// Delete a job.
+///
+/// Stops it if it runs; its log and outputs are gone for good.
+#[utoipa::path(tag = "jobs", params(JobPath), responses((status = 204, description = "Deleted."), Errors))]
+#[delete("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}")]
+pub async fn delete_job(
+    path: JobPath,
+    caller: Caller,
+    db: Data<Db>,
+    wake: Data<Wake>,
+) -> Result<HttpResponse> {
+    path.load(&caller, &db).await?;
+    db.job_request_delete(path.job_id, caller.id(), now()).await?;
+    wake.notify();
+    Ok(HttpResponse::NoContent().finish())
+}

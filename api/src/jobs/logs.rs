@@ -1,0 +1,87 @@
+//! The log stream: newline-delimited JSON from the first line of a job's log to its end.
+
+use actix_web::web::Bytes;
+use futures_util::{Stream, stream};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{
+    domain::{
+        id::{JobId, UserId},
+        job::log_level,
+    },
+    store::{Changed, Db, LogChunk, Result},
+};
+
+/// How many chunks are read at once. A chunk is what arrived together, so this bounds memory, not speed.
+const CHUNKS: i64 = 64;
+
+/// A line of a job's log.
+#[derive(Serialize, ToSchema)]
+pub struct JobLog {
+    job_id: JobId,
+    /// Names a step of a workflow; none here.
+    node_id: Option<uuid::Uuid>,
+    /// 40 for errors, 30 for warnings, 20 for everything else.
+    log_level: i32,
+    /// The line, without its time.
+    messages: Vec<String>,
+}
+
+struct Follower {
+    db: Db,
+    job: JobId,
+    owner: UserId,
+    changed: Changed,
+    after: i32,
+}
+
+/// Follows the log of a job until the job has ended or is deleted. Several may follow at once, each from the first line.
+pub(super) fn follow(db: Db, job: JobId, owner: UserId) -> impl Stream<Item = Result<Bytes>> {
+    let follower = Follower { changed: db.job_changes(job), db, job, owner, after: 0 };
+    stream::try_unfold(follower, |mut follower| async move {
+        let lines = follower.next().await?;
+        Ok(lines.map(|lines| (lines, follower)))
+    })
+}
+
+impl Follower {
+    /// The next lines, at least one; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            // The state first: a job that had ended by then has all its log by now.
+            let ended = match self.db.job_get(self.job, self.owner).await {
+                Ok(job) => job.state.is_final(),
+                Err(crate::store::Error::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let chunks = self.db.job_log(self.job, self.after, CHUNKS).await?;
+            if let Some(last) = chunks.last() {
+                self.after = last.seq;
+                return Ok(Some(self.lines(&chunks)));
+            }
+            if ended {
+                return Ok(None);
+            }
+            self.changed.wait().await;
+        }
+    }
+
+    fn lines(&self, chunks: &[LogChunk]) -> Bytes {
+        let mut bytes = Vec::new();
+        for line in chunks.iter().flat_map(|chunk| chunk.text.lines()) {
+            let message = line.split_once(' ').map_or("", |(_time, message)| message);
+            let log = JobLog {
+                job_id: self.job,
+                node_id: None,
+                log_level: log_level(message),
+                messages: vec![message.to_owned()],
+            };
+            // Writing to memory, and of strings: it cannot fail.
+            if serde_json::to_writer(&mut bytes, &log).is_ok() {
+                bytes.push(b'\n');
+            }
+        }
+        bytes.into()
+    }
+}

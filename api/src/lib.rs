@@ -1,0 +1,25 @@
+//! solverd: any containerised solver as a typed HTTP API.
+//!
+//! In the order of a request: [`app`] puts everything together, [`routes`] shows every route, the handlers ([`meta`], [`users`],
+//! [`files`], [`solvers`], [`jobs`]) read it with [`auth`], [`request`] and [`paging`] and answer with types of their own or with
+//! [`error`]. They ask the [`store`] (SQL) and [`objects`] (S3) for [`domain`] things. [`dispatch`] runs jobs beside them.
+
+pub mod app;
+pub mod auth;
+pub mod dispatch;
+pub mod domain;
+pub mod error;
+pub mod files;
+pub mod jobs;
+pub mod meta;
+pub mod objects;
+pub mod openapi;
+pub mod paging;
+pub mod request;
+pub mod routes;
+pub mod settings;
+pub mod solvers;
+pub mod store;
+pub mod users;
+
+pub use app::App;

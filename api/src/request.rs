@@ -1,0 +1,211 @@
+//! Reads parameters and bodies of requests, so that every refusal names the field, the value and the rule.
+
+use std::{collections::HashMap, future::Future, pin::Pin};
+
+use actix_web::{
+    FromRequest, HttpRequest, dev::Payload, error::PayloadError, http::header, web::Bytes,
+};
+use percent_encoding::percent_decode_str;
+use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
+
+use crate::error::{ApiError, ErrorCode, FieldError, Result};
+
+/// The largest JSON body that is accepted, in bytes.
+pub const BODY_LIMIT: usize = 8 << 20;
+
+/// Lets handlers take types that are read from a request's head by their function `of(&HttpRequest) -> Result<Self>`.
+macro_rules! from_request {
+    ($($type:ty),*) => {$(
+        impl actix_web::FromRequest for $type {
+            type Error = crate::error::ApiError;
+            type Future = std::future::Ready<crate::error::Result<Self>>;
+
+            fn from_request(request: &actix_web::HttpRequest, _: &mut actix_web::dev::Payload) -> Self::Future {
+                std::future::ready(<$type>::of(request))
+            }
+        }
+    )*};
+}
+
+pub(crate) use from_request;
+
+/// The parameters of a path or of a query, as text.
+pub struct Params {
+    place: &'static str,
+    values: HashMap<String, String>,
+}
+
+impl Params {
+    /// The path's parameters, percent-decoded.
+    pub fn of_path(request: &HttpRequest) -> Result<Self> {
+        let decoded = request.match_info().iter().map(|(name, text)| {
+            let text = percent_decode_str(text).decode_utf8().map_err(|_| {
+                ApiError::from(FieldError::new("path", &["path", name], text, "must be UTF-8"))
+            })?;
+            Ok((name.to_owned(), text.into_owned()))
+        });
+        Ok(Self { place: "path", values: decoded.collect::<Result<_>>()? })
+    }
+
+    /// The query's parameters.
+    pub fn of_query(request: &HttpRequest) -> Result<Self> {
+        let query = request.query_string();
+        let values = serde_urlencoded::from_str(query).map_err(|error| {
+            ApiError::from(FieldError::new(
+                "query",
+                &["query"],
+                query,
+                &format!("cannot be read: {error}"),
+            ))
+        })?;
+        Ok(Self { place: "query", values })
+    }
+
+    /// A parameter that may be absent.
+    pub fn get<T, E>(
+        &self,
+        name: &str,
+        rule: &str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Result<Option<T>> {
+        let Some(text) = self.values.get(name) else { return Ok(None) };
+        match parse(text) {
+            Ok(value) if !text.contains('\0') => Ok(Some(value)),
+            _ => Err(FieldError::new("value_error", &[self.place, name], text, rule).into()),
+        }
+    }
+
+    /// A parameter that must be there.
+    pub fn need<T, E>(
+        &self,
+        name: &str,
+        rule: &str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Result<T> {
+        self.get(name, rule, parse)?.ok_or_else(|| {
+            FieldError::new("missing", &[self.place, name], Json::Null, "is required").into()
+        })
+    }
+}
+
+/// Where clients reach this service: the setting, or what the request itself says.
+pub struct BaseUrl(String);
+
+/// The setting, as the application holds it.
+#[derive(Clone)]
+pub struct PublicUrl(pub Option<String>);
+
+from_request!(BaseUrl);
+
+impl BaseUrl {
+    #[expect(clippy::unnecessary_wraps, reason = "the signature is from_request's")]
+    fn of(request: &HttpRequest) -> Result<Self> {
+        let set = request.app_data::<PublicUrl>().and_then(|url| url.0.clone());
+        Ok(Self(set.unwrap_or_else(|| {
+            let connection = request.connection_info();
+            format!("{}://{}", connection.scheme(), connection.host())
+        })))
+    }
+
+    /// An absolute URL.
+    pub fn join(&self, path: &str) -> String {
+        format!("{}{path}", self.0)
+    }
+}
+
+/// A JSON body.
+pub struct Body<T>(pub T);
+
+impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
+    type Error = ApiError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let bytes = Bytes::from_request(request, payload);
+        let declared = request
+            .headers()
+            .get(header::CONTENT_LENGTH)
+            .and_then(|value| value.to_str().ok()?.parse().ok());
+        Box::pin(async move {
+            if declared.is_some_and(|length: usize| length > BODY_LIMIT) {
+                return Err(too_large());
+            }
+            let bytes = bytes.await.map_err(|error| match error.as_error::<PayloadError>() {
+                Some(PayloadError::Overflow) => too_large(),
+                _ => FieldError::new(
+                    "body",
+                    &["body"],
+                    Json::Null,
+                    &format!("cannot be read: {error}"),
+                )
+                .into(),
+            })?;
+            parse(&bytes).map(Self).map_err(ApiError::from)
+        })
+    }
+}
+
+fn too_large() -> ApiError {
+    ApiError::new(
+        ErrorCode::PayloadTooLarge,
+        format!("the body must not be larger than {BODY_LIMIT} bytes"),
+    )
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FieldError> {
+    if bytes.is_empty() {
+        return Err(FieldError::new("missing", &["body"], Json::Null, "is required"));
+    }
+    let deserializer = &mut serde_json::Deserializer::from_slice(bytes);
+    serde_path_to_error::deserialize(deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        let mut loc = vec!["body".to_owned()];
+        loc.extend(
+            path.split('.').filter(|part| !matches!(*part, "." | "" | "?")).map(str::to_owned),
+        );
+        let input = serde_json::from_slice::<Json>(bytes).ok();
+        let pointer: String = loc.iter().skip(1).map(|part| format!("/{part}")).collect();
+        let input = input.and_then(|body| body.pointer(&pointer).cloned()).unwrap_or(Json::Null);
+        FieldError {
+            kind: "json_invalid",
+            msg: format!("`{}`: {}", loc.join("."), error.inner()),
+            loc,
+            input,
+            ctx: None,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Outer {
+        #[expect(dead_code, reason = "only parsed")]
+        inner: Inner,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Inner {
+        #[expect(dead_code, reason = "only parsed")]
+        size: u32,
+    }
+
+    #[test]
+    fn a_bad_body_names_field_value_and_rule() {
+        let error = parse::<Outer>(br#"{"inner": {"size": -1}}"#).unwrap_err();
+        assert_eq!(error.loc, ["body", "inner", "size"]);
+        assert_eq!(error.input, Json::from(-1));
+        assert!(
+            error.msg.starts_with("`body.inner.size`: invalid value: integer `-1`, expected u32"),
+            "{}",
+            error.msg
+        );
+        assert_eq!(parse::<Outer>(b"").unwrap_err().msg, "`body` is required, got null");
+        assert!(parse::<Outer>(b"{").unwrap_err().msg.contains("EOF"));
+    }
+}

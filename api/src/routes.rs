@@ -1,0 +1,44 @@
+//! Every route, in the order a user meets them. Router and OpenAPI document are built from this page at once.
+//!
+//! Order matters where one path is a special case of another: fixed segments and `:verbs` stand before `{job_id}`.
+
+use utoipa_actix_web::service_config::ServiceConfig;
+
+use crate::{files, jobs, meta, solvers, users};
+
+/// The API.
+pub fn routes(config: &mut ServiceConfig<'_>) {
+    config
+        .service(meta::get_service_metadata)
+        .service(users::get_my_profile)
+        // files
+        .service(files::search_files_page)
+        .service(files::get_upload_links)
+        .service(files::complete_multipart_upload)
+        .service(files::abort_multipart_upload)
+        .service(files::list_files)
+        .service(files::download_file)
+        .service(files::get_file)
+        .service(files::delete_file)
+        // solvers
+        .service(solvers::list_solvers)
+        .service(solvers::list_solvers_releases)
+        .service(solvers::get_solver)
+        .service(solvers::list_solver_releases)
+        .service(solvers::get_solver_release)
+        .service(solvers::list_solver_ports)
+        // jobs
+        .service(jobs::create_solver_job)
+        .service(jobs::list_jobs)
+        .service(jobs::get_jobs_page)
+        .service(jobs::start_job)
+        .service(jobs::inspect_job)
+        .service(jobs::stop_job)
+        .service(jobs::get_job_outputs)
+        .service(jobs::get_job_output_logfile)
+        .service(jobs::get_log_stream)
+        .service(jobs::get_job_custom_metadata)
+        .service(jobs::replace_job_custom_metadata)
+        .service(jobs::get_job)
+        .service(jobs::delete_job);
+}

@@ -1,0 +1,166 @@
+//! Settings. A flag, an environment variable and a key of the configuration file are one and the same name, and override each other
+//! in that order.
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
+
+use anyhow::{Context, bail};
+use clap::{Args, Command};
+
+use crate::objects::Secret;
+
+/// What every command reads.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct Settings {
+    /// TOML file with settings; keys are the flags' names.
+    #[arg(long, env = "SOLVERD_CONFIG", global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Address the API listens on; port 0 takes any free one.
+    #[arg(
+        long,
+        env = "SOLVERD_LISTEN",
+        global = true,
+        default_value = "127.0.0.1:8000",
+        value_name = "ADDRESS"
+    )]
+    pub listen: SocketAddr,
+
+    /// Where clients reach the API, if not at the address it listens on (behind a proxy).
+    #[arg(long, env = "SOLVERD_PUBLIC_URL", global = true, value_name = "URL")]
+    pub public_url: Option<String>,
+
+    /// Folder for the embedded database, the embedded object store and the jobs' folders.
+    #[arg(
+        long,
+        env = "SOLVERD_DATA_DIR",
+        global = true,
+        default_value = "./data",
+        value_name = "FOLDER"
+    )]
+    pub data_dir: PathBuf,
+
+    /// `sqlite:PATH` or `postgres://…`; an SQLite file in the data folder if not given.
+    #[arg(
+        long,
+        env = "SOLVERD_DATABASE_URL",
+        global = true,
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    pub database_url: Option<String>,
+
+    /// Address the embedded S3 endpoint listens on.
+    #[arg(
+        long,
+        env = "SOLVERD_S3_LISTEN",
+        global = true,
+        default_value = "127.0.0.1:9000",
+        value_name = "ADDRESS"
+    )]
+    pub s3_listen: SocketAddr,
+
+    /// S3 endpoint to use instead of the embedded one.
+    #[arg(long, env = "SOLVERD_S3_ENDPOINT", global = true, value_name = "URL")]
+    pub s3_endpoint: Option<String>,
+
+    /// Where clients reach the S3 endpoint, if not where the service does.
+    #[arg(long, env = "SOLVERD_S3_PUBLIC_ENDPOINT", global = true, value_name = "URL")]
+    pub s3_public_endpoint: Option<String>,
+
+    /// Bucket; made if it is not there.
+    #[arg(
+        long,
+        env = "SOLVERD_S3_BUCKET",
+        global = true,
+        default_value = "solverd",
+        value_name = "NAME"
+    )]
+    pub s3_bucket: String,
+
+    /// Region of the S3 endpoint.
+    #[arg(
+        long,
+        env = "SOLVERD_S3_REGION",
+        global = true,
+        default_value = "us-east-1",
+        value_name = "NAME"
+    )]
+    pub s3_region: String,
+
+    /// Access key of the S3 endpoint; not for the embedded one.
+    #[arg(long, env = "SOLVERD_S3_ACCESS_KEY_ID", global = true, value_name = "ID")]
+    pub s3_access_key_id: Option<String>,
+
+    /// Secret of the S3 access key.
+    #[arg(
+        long,
+        env = "SOLVERD_S3_SECRET_ACCESS_KEY",
+        global = true,
+        hide_env_values = true,
+        value_name = "SECRET"
+    )]
+    pub s3_secret_access_key: Option<Secret>,
+
+    /// What to log: a level (error, warn, info, debug, trace) or filters like `solverd=debug,sqlx=warn`.
+    #[arg(
+        long,
+        env = "SOLVERD_LOG",
+        global = true,
+        default_value = "info,s3s=warn,s3s_fs=warn,aws_config=warn",
+        value_name = "FILTER"
+    )]
+    pub log: String,
+
+    /// User to make when the service starts, with the two settings that follow.
+    #[arg(long, env = "SOLVERD_BOOTSTRAP_EMAIL", global = true, requires_all = ["bootstrap_key", "bootstrap_secret"], value_name = "EMAIL")]
+    pub bootstrap_email: Option<String>,
+
+    /// API key of that user.
+    #[arg(long, env = "SOLVERD_BOOTSTRAP_KEY", global = true, value_name = "KEY")]
+    pub bootstrap_key: Option<String>,
+
+    /// Secret of that key.
+    #[arg(
+        long,
+        env = "SOLVERD_BOOTSTRAP_SECRET",
+        global = true,
+        hide_env_values = true,
+        value_name = "SECRET"
+    )]
+    pub bootstrap_secret: Option<Secret>,
+}
+
+impl Settings {
+    /// Address of the database.
+    pub fn database_url(&self) -> String {
+        self.database_url
+            .clone()
+            .unwrap_or_else(|| format!("sqlite:{}", self.data_dir.join("solverd.db").display()))
+    }
+}
+
+/// Puts the configuration file's values where the built-in defaults were: clap then lets environment and flags override them.
+pub fn with_config_file(command: Command, arguments: &[OsString]) -> anyhow::Result<Command> {
+    let early = command.clone().ignore_errors(true).get_matches_from(arguments);
+    let Some(path) = early.get_one::<PathBuf>("config") else { return Ok(command) };
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let table: toml::Table = text.parse().with_context(|| format!("reading {}", path.display()))?;
+    table.into_iter().try_fold(command, |command, (key, value)| {
+        let id = key.replace('-', "_");
+        let known = command
+            .get_arguments()
+            .any(|argument| argument.get_id() == id.as_str() && id != "config");
+        let value = match value {
+            toml::Value::String(text) => text,
+            toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Boolean(truth) => truth.to_string(),
+            _ => bail!("{}: `{key}` must be a string, a number or a truth value", path.display()),
+        };
+        if !known {
+            bail!("{}: there is no setting `{key}`; `solverd --help` lists them", path.display());
+        }
+        Ok(command.mut_arg(id, |argument| argument.default_value(value)))
+    })
+}

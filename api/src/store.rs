@@ -1,0 +1,189 @@
+//! All SQL. One text for SQLite and Postgres, native types on each; one file per noun.
+//!
+//! Must not know: HTTP, S3, containers. Nothing awaits anything but the database inside a transaction.
+
+mod changes;
+mod files;
+mod jobs;
+mod json;
+mod solvers;
+mod users;
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use sqlx::{
+    PgPool, Postgres, Sqlite, SqlitePool, Transaction,
+    migrate::MigrateError,
+    postgres::PgPoolOptions,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+pub use changes::Changed;
+pub use jobs::{Claimed, LogChunk};
+
+use crate::domain::job::IllegalTransition;
+
+/// The open database. Cheap to clone.
+#[derive(Clone)]
+pub struct Db {
+    pool: Pool,
+    changes: Arc<changes::Changes>,
+}
+
+#[derive(Clone)]
+enum Pool {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
+}
+
+/// A transaction on whichever database is open. Rolls back when dropped.
+enum Tx {
+    Sqlite(Transaction<'static, Sqlite>),
+    Postgres(Transaction<'static, Postgres>),
+}
+
+/// Runs one block on whichever database is open.
+macro_rules! on {
+    ($db:expr, |$c:ident| $body:expr) => {
+        match &$db.pool {
+            crate::store::Pool::Sqlite($c) => $body,
+            crate::store::Pool::Postgres($c) => $body,
+        }
+    };
+}
+
+/// Runs one block inside a transaction.
+macro_rules! within {
+    ($tx:expr, |$c:ident| $body:expr) => {
+        match &mut $tx {
+            crate::store::Tx::Sqlite(tx) => {
+                let $c = &mut **tx;
+                $body
+            }
+            crate::store::Tx::Postgres(tx) => {
+                let $c = &mut **tx;
+                $body
+            }
+        }
+    };
+}
+
+use {on, within};
+
+/// Why the store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is not there, or belongs to somebody else: callers cannot tell which.
+    #[error("{what} `{id}` not found")]
+    NotFound {
+        /// The noun.
+        what: &'static str,
+        /// As it was asked for.
+        id: String,
+    },
+    /// It is there already, and is something else.
+    #[error("{0}")]
+    Conflict(String),
+    /// The job stands elsewhere.
+    #[error(transparent)]
+    Illegal(#[from] IllegalTransition),
+    /// The database failed.
+    #[error("database, {doing}")]
+    Database {
+        /// What was being done.
+        doing: &'static str,
+        /// What went wrong.
+        source: sqlx::Error,
+    },
+    /// The database could not be brought to this version's schema.
+    #[error("database, migrating")]
+    Migration(#[source] MigrateError),
+    /// The address is neither `sqlite:` nor `postgres:`.
+    #[error("`{0}` is no database address: it must begin with sqlite: or postgres:")]
+    Address(String),
+}
+
+/// What every function here returns.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Names what was being done when sqlx fails.
+trait Doing<T> {
+    fn doing(self, doing: &'static str) -> Result<T>;
+}
+
+impl<T> Doing<T> for std::result::Result<T, sqlx::Error> {
+    fn doing(self, doing: &'static str) -> Result<T> {
+        self.map_err(|source| Error::Database { doing, source })
+    }
+}
+
+fn not_found<T>(what: &'static str, id: &impl ToString) -> Result<T> {
+    Err(Error::NotFound { what, id: id.to_string() })
+}
+
+/// Whether an insert met a row with the same key.
+fn is_duplicate(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(sqlx::error::DatabaseError::is_unique_violation)
+}
+
+impl Db {
+    /// Opens the database at `url` (`sqlite:PATH` or `postgres:…`) and brings its schema up to date.
+    pub async fn open(url: &str) -> Result<Self> {
+        let pool = if url.starts_with("sqlite:") {
+            // FULL: an acknowledged job survives a power cut. The busy timeout covers the command line working beside the service.
+            let options = SqliteConnectOptions::from_str(url)
+                .doing("reading its address")?
+                .create_if_missing(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                .synchronous(SqliteSynchronous::Full)
+                .foreign_keys(true)
+                .busy_timeout(Duration::from_secs(30));
+            let pool = SqlitePoolOptions::new()
+                .max_connections(8)
+                .connect_with(options)
+                .await
+                .doing("opening it")?;
+            sqlx::migrate!("../migrations/sqlite").run(&pool).await.map_err(Error::Migration)?;
+            Pool::Sqlite(pool)
+        } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+            let pool =
+                PgPoolOptions::new().max_connections(16).connect(url).await.doing("connecting")?;
+            sqlx::migrate!("../migrations/postgres").run(&pool).await.map_err(Error::Migration)?;
+            Pool::Postgres(pool)
+        } else {
+            return Err(Error::Address(url.to_owned()));
+        };
+        Ok(Self { pool, changes: Arc::default() })
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<()> {
+        on!(self, |pool| sqlx::query("SELECT 1").execute(pool).await.map(drop))
+            .doing("asking whether it is there")
+    }
+
+    /// Waits for the running statements and closes all connections.
+    pub async fn close(&self) {
+        on!(self, |pool| pool.close().await);
+    }
+
+    async fn begin(&self) -> Result<Tx> {
+        Ok(match &self.pool {
+            // A plain BEGIN takes the write lock at the first write, and then fails instead of waiting.
+            Pool::Sqlite(pool) => {
+                Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await.doing("beginning")?)
+            }
+            Pool::Postgres(pool) => Tx::Postgres(pool.begin().await.doing("beginning")?),
+        })
+    }
+}
+
+impl Tx {
+    async fn commit(self) -> Result<()> {
+        match self {
+            Self::Sqlite(tx) => tx.commit().await,
+            Self::Postgres(tx) => tx.commit().await,
+        }
+        .doing("committing")
+    }
+}

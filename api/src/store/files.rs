@@ -1,0 +1,111 @@
+//! Files' rows. A row without `completed_at` belongs to an upload under way and is seen by nobody else.
+
+use super::{Db, Doing, Result, not_found, on};
+use crate::domain::{
+    file::File,
+    id::{FileId, UserId},
+    time::Timestamp,
+};
+
+impl Db {
+    /// Stores a file's row.
+    pub async fn file_add(&self, file: &File) -> Result<()> {
+        const SQL: &str = "INSERT INTO files (id, owner, filename, size, sha256, e_tag, upload_id, job_id, created_at, completed_at) \
+                           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+        on!(self, |pool| {
+            let query = sqlx::query(SQL)
+                .bind(file.id)
+                .bind(file.owner)
+                .bind(&file.filename)
+                .bind(file.size);
+            let query =
+                query.bind(&file.sha256).bind(&file.e_tag).bind(&file.upload_id).bind(file.job_id);
+            query.bind(file.created_at).bind(file.completed_at).execute(pool).await.map(drop)
+        })
+        .doing("adding a file")
+    }
+
+    /// A file with its content.
+    pub async fn file_get(&self, id: FileId, owner: UserId) -> Result<File> {
+        let file = self.file_or_upload(id, owner).await?;
+        if file.completed_at.is_some() { Ok(file) } else { not_found("file", &id) }
+    }
+
+    /// A file, or the upload that is to become one.
+    pub async fn file_or_upload(&self, id: FileId, owner: UserId) -> Result<File> {
+        const SQL: &str = "SELECT * FROM files WHERE id = $1 AND owner = $2";
+        let file =
+            on!(self, |pool| sqlx::query_as(SQL).bind(id).bind(owner).fetch_optional(pool).await)
+                .doing("reading a file")?;
+        file.map_or_else(|| not_found("file", &id), Ok)
+    }
+
+    /// Marks an upload as a complete file. Doing it again gives the same file.
+    pub async fn file_complete(
+        &self,
+        id: FileId,
+        owner: UserId,
+        e_tag: &str,
+        now: Timestamp,
+    ) -> Result<File> {
+        const SQL: &str = "UPDATE files SET e_tag = $3, completed_at = COALESCE(completed_at, $4), upload_id = NULL \
+                           WHERE id = $1 AND owner = $2 RETURNING *";
+        let file = on!(self, |pool| {
+            sqlx::query_as(SQL)
+                .bind(id)
+                .bind(owner)
+                .bind(e_tag)
+                .bind(now)
+                .fetch_optional(pool)
+                .await
+        })
+        .doing("completing a file")?;
+        file.map_or_else(|| not_found("file", &id), Ok)
+    }
+
+    /// Removes a file's row, or that of an upload.
+    pub async fn file_remove(&self, id: FileId, owner: UserId) -> Result<()> {
+        const SQL: &str = "DELETE FROM files WHERE id = $1 AND owner = $2 RETURNING id";
+        let gone: Option<FileId> = on!(self, |pool| sqlx::query_scalar(SQL)
+            .bind(id)
+            .bind(owner)
+            .fetch_optional(pool)
+            .await)
+        .doing("removing a file")?;
+        gone.map_or_else(|| not_found("file", &id), |_| Ok(()))
+    }
+
+    /// Every file of a user, newest first.
+    pub async fn files_all(&self, owner: UserId) -> Result<Vec<File>> {
+        const SQL: &str = "SELECT * FROM files WHERE owner = $1 AND completed_at IS NOT NULL ORDER BY created_at DESC, id DESC";
+        on!(self, |pool| sqlx::query_as(SQL).bind(owner).fetch_all(pool).await)
+            .doing("listing files")
+    }
+
+    /// A page of a user's files, newest first, and the number of all that match. Filters that are absent match everything.
+    pub async fn files_search(
+        &self,
+        owner: UserId,
+        sha256: Option<&str>,
+        id: Option<FileId>,
+        limit: i64,
+        offset: i64,
+    ) -> Result<(Vec<File>, i64)> {
+        const PAGE: &str = "SELECT * FROM files WHERE owner = $1 AND completed_at IS NOT NULL AND job_id IS NULL \
+                            AND ($2 IS NULL OR sha256 = $2) AND ($3 IS NULL OR id = $3) \
+                            ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5";
+        const COUNT: &str = "SELECT count(*) FROM files WHERE owner = $1 AND completed_at IS NOT NULL AND job_id IS NULL \
+                             AND ($2 IS NULL OR sha256 = $2) AND ($3 IS NULL OR id = $3)";
+        on!(self, |pool| {
+            let total =
+                sqlx::query_scalar(COUNT).bind(owner).bind(sha256).bind(id).fetch_one(pool).await;
+            let page =
+                sqlx::query_as(PAGE).bind(owner).bind(sha256).bind(id).bind(limit).bind(offset);
+            match total {
+                Ok(total) => page.fetch_all(pool).await.map(|files| (files, total)),
+                Err(error) => Err(error),
+            }
+        })
+        .doing("searching files")
+    }
+}

@@ -1,0 +1,376 @@
+//! Jobs, their history and their logs. `jobs.state` is written by one function here, [`Db::step`], and by nothing else.
+//!
+//! Owners publish, stop and delete. Only a dispatcher gets a [`Claimed`], and only with it can a job start to run and end; ending
+//! consumes it, so no job ends twice.
+
+use super::{Changed, Db, Doing, Error, Result, Tx, not_found, on, within};
+use crate::domain::{
+    id::{FileId, JobId, UserId},
+    job::{IllegalTransition, Job, JobState, Lease, Transition},
+    time::Timestamp,
+    value::Values,
+};
+
+/// The right to run a job.
+#[derive(Debug)]
+pub struct Claimed {
+    /// The job as it was last seen.
+    pub job: Job,
+    instance: String,
+}
+
+/// Some whole lines of a job's log.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct LogChunk {
+    /// Position in the log, from 1.
+    pub seq: i32,
+    /// Lines, each with its newline.
+    pub text: String,
+}
+
+/// For owners.
+impl Db {
+    /// Stores a new job and the first row of its history.
+    pub async fn job_add(&self, job: &Job) -> Result<()> {
+        const SQL: &str = "INSERT INTO jobs (id, owner, solver_key, solver_version, inputs, metadata, state, progress, created_at) \
+                           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+        let mut tx = self.begin().await?;
+        within!(tx, |connection| {
+            let query = sqlx::query(SQL)
+                .bind(job.id)
+                .bind(job.owner)
+                .bind(&job.solver_key)
+                .bind(&job.solver_version);
+            let query =
+                query.bind(&job.inputs).bind(&job.metadata).bind(job.state).bind(job.progress);
+            query.bind(job.created_at).execute(connection).await.map(drop)
+        })
+        .doing("adding a job")?;
+        tx.event_add(job, "create", job.created_at).await?;
+        tx.commit().await
+    }
+
+    /// A job of this owner.
+    pub async fn job_get(&self, id: JobId, owner: UserId) -> Result<Job> {
+        const SQL: &str = "SELECT * FROM jobs WHERE id = $1 AND owner = $2 AND deleted_at IS NULL";
+        let job =
+            on!(self, |pool| sqlx::query_as(SQL).bind(id).bind(owner).fetch_optional(pool).await)
+                .doing("reading a job")?;
+        job.map_or_else(|| not_found("job", &id), Ok)
+    }
+
+    /// A page of an owner's jobs of one release, newest first, and the number of all. The order never changes while jobs run.
+    pub async fn jobs_page(
+        &self,
+        owner: UserId,
+        solver_key: &str,
+        solver_version: &str,
+        limit: i64,
+        offset: i64,
+    ) -> Result<(Vec<Job>, i64)> {
+        const PAGE: &str = "SELECT * FROM jobs WHERE owner = $1 AND solver_key = $2 AND solver_version = $3 AND deleted_at IS NULL \
+                            ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5";
+        const COUNT: &str = "SELECT count(*) FROM jobs WHERE owner = $1 AND solver_key = $2 AND solver_version = $3 AND deleted_at IS NULL";
+        on!(self, |pool| {
+            let total = sqlx::query_scalar(COUNT)
+                .bind(owner)
+                .bind(solver_key)
+                .bind(solver_version)
+                .fetch_one(pool)
+                .await;
+            let page = sqlx::query_as(PAGE)
+                .bind(owner)
+                .bind(solver_key)
+                .bind(solver_version)
+                .bind(limit)
+                .bind(offset);
+            match total {
+                Ok(total) => page.fetch_all(pool).await.map(|jobs| (jobs, total)),
+                Err(error) => Err(error),
+            }
+        })
+        .doing("listing jobs")
+    }
+
+    /// Puts a job into the queue. Says whether this call did it: a job that was started before stays as it is.
+    pub async fn job_publish(
+        &self,
+        id: JobId,
+        owner: UserId,
+        now: Timestamp,
+    ) -> Result<(Job, bool)> {
+        self.job_get(id, owner).await?;
+        match self.step(id, None, Transition::Publish, now).await {
+            Ok(job) => Ok((job, true)),
+            Err(Error::Illegal(_)) => Ok((self.job_get(id, owner).await?, false)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores the wish to stop a job that is queued or runs; a job in any other state stays as it is.
+    pub async fn job_request_stop(&self, id: JobId, owner: UserId, now: Timestamp) -> Result<Job> {
+        const SQL: &str = "UPDATE jobs SET stop_requested_at = COALESCE(stop_requested_at, $2) \
+                           WHERE id = $1 AND state IN ('PUBLISHED', 'PENDING', 'STARTED')";
+        self.job_get(id, owner).await?;
+        on!(self, |pool| sqlx::query(SQL).bind(id).bind(now).execute(pool).await.map(drop))
+            .doing("stopping a job")?;
+        self.job_get(id, owner).await
+    }
+
+    /// Hides a job from its owner for good and stops it; the dispatcher clears it away once it has ended.
+    pub async fn job_request_delete(&self, id: JobId, owner: UserId, now: Timestamp) -> Result<()> {
+        const SQL: &str = "UPDATE jobs SET deleted_at = $3, stop_requested_at = COALESCE(stop_requested_at, $3) \
+                           WHERE id = $1 AND owner = $2 AND deleted_at IS NULL RETURNING id";
+        let gone: Option<JobId> = on!(self, |pool| sqlx::query_scalar(SQL)
+            .bind(id)
+            .bind(owner)
+            .bind(now)
+            .fetch_optional(pool)
+            .await)
+        .doing("deleting a job")?;
+        gone.map_or_else(|| not_found("job", &id), |_| Ok(()))
+    }
+
+    /// Replaces the owner's notes.
+    pub async fn job_set_metadata(
+        &self,
+        id: JobId,
+        owner: UserId,
+        metadata: &Values,
+    ) -> Result<Job> {
+        const SQL: &str = "UPDATE jobs SET metadata = $3 WHERE id = $1 AND owner = $2 AND deleted_at IS NULL RETURNING *";
+        let job = on!(self, |pool| {
+            sqlx::query_as(SQL).bind(id).bind(owner).bind(metadata).fetch_optional(pool).await
+        })
+        .doing("replacing a job's metadata")?;
+        job.map_or_else(|| not_found("job", &id), Ok)
+    }
+
+    /// Whoever waits for a change of this job subscribes first, then looks, then waits.
+    pub fn job_changes(&self, id: JobId) -> Changed {
+        self.changes.subscribe(id)
+    }
+
+    /// The log after a position, at most `limit` chunks.
+    pub async fn job_log(&self, id: JobId, after: i32, limit: i64) -> Result<Vec<LogChunk>> {
+        const SQL: &str =
+            "SELECT seq, text FROM job_logs WHERE job_id = $1 AND seq > $2 ORDER BY seq LIMIT $3";
+        on!(self, |pool| sqlx::query_as(SQL).bind(id).bind(after).bind(limit).fetch_all(pool).await)
+            .doing("reading a job's log")
+    }
+
+    /// The names of a job's steps so far, with the state each led to.
+    pub async fn job_history(&self, id: JobId) -> Result<Vec<(String, JobState)>> {
+        const SQL: &str = "SELECT name, state FROM job_events WHERE job_id = $1 ORDER BY seq";
+        on!(self, |pool| sqlx::query_as(SQL).bind(id).fetch_all(pool).await)
+            .doing("reading a job's history")
+    }
+}
+
+/// For dispatchers.
+impl Db {
+    /// The head of the queue: jobs to run, oldest first.
+    pub async fn jobs_queued(&self, limit: i64) -> Result<Vec<Job>> {
+        const SQL: &str = "SELECT * FROM jobs WHERE state = 'PUBLISHED' AND stop_requested_at IS NULL ORDER BY submitted_at, id LIMIT $1";
+        on!(self, |pool| sqlx::query_as(SQL).bind(limit).fetch_all(pool).await)
+            .doing("reading the queue")
+    }
+
+    /// Queued jobs that are to be stopped.
+    pub async fn jobs_queued_to_stop(&self, limit: i64) -> Result<Vec<Job>> {
+        const SQL: &str = "SELECT * FROM jobs WHERE state = 'PUBLISHED' AND stop_requested_at IS NOT NULL ORDER BY submitted_at, id LIMIT $1";
+        on!(self, |pool| sqlx::query_as(SQL).bind(limit).fetch_all(pool).await)
+            .doing("reading the queue")
+    }
+
+    /// The jobs this instance runs, or ran before it was restarted.
+    pub async fn jobs_leased(&self, lease: &Lease) -> Result<Vec<Claimed>> {
+        const SQL: &str = "SELECT * FROM jobs WHERE lease = $1 ORDER BY id";
+        let jobs: Vec<Job> =
+            on!(self, |pool| sqlx::query_as(SQL).bind(&lease.instance).fetch_all(pool).await)
+                .doing("reading the running jobs")?;
+        Ok(jobs.into_iter().map(|job| Claimed { job, instance: lease.instance.clone() }).collect())
+    }
+
+    /// Those of the jobs this instance runs that are to be stopped.
+    pub async fn jobs_leased_to_stop(&self, lease: &Lease) -> Result<Vec<JobId>> {
+        const SQL: &str = "SELECT id FROM jobs WHERE lease = $1 AND stop_requested_at IS NOT NULL";
+        on!(self, |pool| sqlx::query_scalar(SQL).bind(&lease.instance).fetch_all(pool).await)
+            .doing("reading the jobs to stop")
+    }
+
+    /// Takes a queued job; `None` if somebody else was faster.
+    pub async fn job_claim(
+        &self,
+        id: JobId,
+        lease: &Lease,
+        now: Timestamp,
+    ) -> Result<Option<Claimed>> {
+        match self.step(id, None, Transition::Claim(lease.clone()), now).await {
+            Ok(job) => Ok(Some(Claimed { job, instance: lease.instance.clone() })),
+            Err(Error::Illegal(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The container of a claimed job runs.
+    pub async fn job_start(
+        &self,
+        claimed: &mut Claimed,
+        container: String,
+        now: Timestamp,
+    ) -> Result<()> {
+        claimed.job = self
+            .step(claimed.job.id, Some(&claimed.instance), Transition::Start { container }, now)
+            .await?;
+        Ok(())
+    }
+
+    /// Raises a running job's progress, in percent. It never falls.
+    pub async fn job_progress(&self, claimed: &Claimed, percent: i32) -> Result<()> {
+        const SQL: &str =
+            "UPDATE jobs SET progress = $2 WHERE id = $1 AND progress < $2 AND lease = $3";
+        let id = claimed.job.id;
+        on!(self, |pool| sqlx::query(SQL)
+            .bind(id)
+            .bind(percent)
+            .bind(&claimed.instance)
+            .execute(pool)
+            .await
+            .map(drop))
+        .doing("writing a job's progress")?;
+        self.changes.notify(id);
+        Ok(())
+    }
+
+    /// Adds whole lines to a job's log.
+    pub async fn job_log_add(&self, claimed: &Claimed, lines: &str) -> Result<()> {
+        // One writer per job: whoever holds the lease.
+        const SQL: &str = "INSERT INTO job_logs (job_id, seq, text) \
+                           SELECT $1, COALESCE(MAX(seq), 0) + 1, $2 FROM job_logs WHERE job_id = $1";
+        let id = claimed.job.id;
+        on!(self, |pool| sqlx::query(SQL).bind(id).bind(lines).execute(pool).await.map(drop))
+            .doing("writing a job's log")?;
+        self.changes.notify(id);
+        Ok(())
+    }
+
+    /// Ends a claimed job, or gives it back to the queue.
+    pub async fn job_finish(
+        &self,
+        claimed: &Claimed,
+        ending: Transition,
+        now: Timestamp,
+    ) -> Result<Job> {
+        self.step(claimed.job.id, Some(&claimed.instance), ending, now).await
+    }
+
+    /// Deleted jobs that do not run any more.
+    pub async fn jobs_to_remove(&self, limit: i64) -> Result<Vec<JobId>> {
+        const SQL: &str = "SELECT id FROM jobs WHERE deleted_at IS NOT NULL \
+                           AND state IN ('NOT_STARTED', 'SUCCESS', 'FAILED', 'ABORTED') LIMIT $1";
+        on!(self, |pool| sqlx::query_scalar(SQL).bind(limit).fetch_all(pool).await)
+            .doing("reading the deleted jobs")
+    }
+
+    /// Removes a job with its history, log and output files; says which files there were, so that their content can go too.
+    pub async fn job_remove(&self, id: JobId) -> Result<Vec<FileId>> {
+        const FILES: &str = "DELETE FROM files WHERE job_id = $1 RETURNING id";
+        const JOB: &str = "DELETE FROM jobs WHERE id = $1";
+        let mut tx = self.begin().await?;
+        let files = within!(tx, |connection| sqlx::query_scalar(FILES)
+            .bind(id)
+            .fetch_all(connection)
+            .await)
+        .doing("removing a job's files")?;
+        within!(tx, |connection| sqlx::query(JOB).bind(id).execute(connection).await.map(drop))
+            .doing("removing a job")?;
+        tx.commit().await?;
+        self.changes.notify(id);
+        Ok(files)
+    }
+
+    /// Makes one step of a job's life: locked read, apply, one update, one row of history.
+    async fn step(
+        &self,
+        id: JobId,
+        holder: Option<&str>,
+        transition: Transition,
+        now: Timestamp,
+    ) -> Result<Job> {
+        let mut tx = self.begin().await?;
+        let mut job = tx.job_locked(id).await?;
+        let name = transition.name();
+        if holder.is_some() && job.lease.as_deref() != holder {
+            return Err(Error::Illegal(IllegalTransition { from: job.state, step: name }));
+        }
+        job.apply(transition, now)?;
+        tx.job_update(&job).await?;
+        tx.event_add(&job, name, now).await?;
+        tx.commit().await?;
+        self.changes.notify(id);
+        Ok(job)
+    }
+}
+
+impl Tx {
+    async fn job_locked(&mut self, id: JobId) -> Result<Job> {
+        // SQLite holds the lock of the whole database already.
+        let job = match self {
+            Self::Sqlite(tx) => {
+                sqlx::query_as("SELECT * FROM jobs WHERE id = $1")
+                    .bind(id)
+                    .fetch_optional(&mut **tx)
+                    .await
+            }
+            Self::Postgres(tx) => {
+                sqlx::query_as("SELECT * FROM jobs WHERE id = $1 FOR UPDATE")
+                    .bind(id)
+                    .fetch_optional(&mut **tx)
+                    .await
+            }
+        };
+        job.doing("locking a job")?.map_or_else(|| not_found("job", &id), Ok)
+    }
+
+    async fn job_update(&mut self, job: &Job) -> Result<()> {
+        const SQL: &str = "UPDATE jobs SET state = $2, progress = $3, submitted_at = $4, started_at = $5, stopped_at = $6, lease = $7, \
+                           container = $8, error = $9, outputs = $10, log_key = $11 WHERE id = $1";
+        within!(*self, |connection| {
+            let query = sqlx::query(SQL)
+                .bind(job.id)
+                .bind(job.state)
+                .bind(job.progress)
+                .bind(job.submitted_at);
+            let query = query
+                .bind(job.started_at)
+                .bind(job.stopped_at)
+                .bind(&job.lease)
+                .bind(&job.container);
+            query
+                .bind(&job.error)
+                .bind(&job.outputs)
+                .bind(&job.log_key)
+                .execute(connection)
+                .await
+                .map(drop)
+        })
+        .doing("updating a job")
+    }
+
+    async fn event_add(&mut self, job: &Job, name: &str, now: Timestamp) -> Result<()> {
+        const SQL: &str = "INSERT INTO job_events (job_id, seq, name, state, at) \
+                           SELECT $1, COALESCE(MAX(seq), 0) + 1, $2, $3, $4 FROM job_events WHERE job_id = $1";
+        within!(*self, |connection| {
+            sqlx::query(SQL)
+                .bind(job.id)
+                .bind(name)
+                .bind(job.state)
+                .bind(now)
+                .execute(connection)
+                .await
+                .map(drop)
+        })
+        .doing("writing a job's history")
+    }
+}

@@ -1,0 +1,71 @@
+//! The registry of published releases.
+
+use super::{Db, Doing, Error, Result, is_duplicate, not_found, on};
+use crate::domain::{
+    solver::{Release, SolverKey, Version},
+    time::Timestamp,
+};
+
+impl Db {
+    /// Publishes a release. Doing it again with the same definition changes nothing; another definition is refused, because
+    /// releases are immutable. Says whether it is new.
+    pub async fn release_publish(&self, release: &Release, now: Timestamp) -> Result<bool> {
+        const SQL: &str = "INSERT INTO releases (solver_key, solver_version, definition, published_at) VALUES ($1, $2, $3, $4)";
+        let inserted = on!(self, |pool| {
+            let query =
+                sqlx::query(SQL).bind(&release.key).bind(release.version.to_string()).bind(release);
+            query.bind(now).execute(pool).await.map(drop)
+        });
+        match inserted {
+            Ok(()) => Ok(true),
+            Err(error) if is_duplicate(&error) => {
+                if self.release_get(&release.key, &release.version).await? == *release {
+                    return Ok(false);
+                }
+                Err(Error::Conflict(format!(
+                    "{} {} is published already with another definition; releases are immutable, so give it a new version",
+                    release.key, release.version
+                )))
+            }
+            Err(source) => Err(Error::Database { doing: "publishing a release", source }),
+        }
+    }
+
+    /// One release.
+    pub async fn release_get(&self, key: &SolverKey, version: &Version) -> Result<Release> {
+        const SQL: &str =
+            "SELECT definition FROM releases WHERE solver_key = $1 AND solver_version = $2";
+        let version = version.to_string();
+        let release = on!(self, |pool| sqlx::query_scalar(SQL)
+            .bind(key)
+            .bind(&version)
+            .fetch_optional(pool)
+            .await)
+        .doing("reading a release")?;
+        release.map_or_else(|| not_found("solver", &format!("{key}/releases/{version}")), Ok)
+    }
+
+    /// Every release of one solver, oldest version first; an unknown solver is an error.
+    pub async fn releases_of(&self, key: &SolverKey) -> Result<Vec<Release>> {
+        const SQL: &str = "SELECT definition FROM releases WHERE solver_key = $1";
+        let mut releases: Vec<Release> =
+            on!(self, |pool| sqlx::query_scalar(SQL).bind(key).fetch_all(pool).await)
+                .doing("reading releases")?;
+        if releases.is_empty() {
+            return not_found("solver", key);
+        }
+        // SQL would sort 2.10.0 before 2.9.1.
+        releases.sort_by(|a, b| a.version.cmp(&b.version));
+        Ok(releases)
+    }
+
+    /// Every release of every solver, by key, then version.
+    pub async fn releases_all(&self) -> Result<Vec<Release>> {
+        const SQL: &str = "SELECT definition FROM releases";
+        let mut releases: Vec<Release> =
+            on!(self, |pool| sqlx::query_scalar(SQL).fetch_all(pool).await)
+                .doing("reading releases")?;
+        releases.sort_by(|a, b| (&a.key, &a.version).cmp(&(&b.key, &b.version)));
+        Ok(releases)
+    }
+}

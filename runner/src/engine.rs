@@ -1,0 +1,82 @@
+//! What the runner says to a container engine, in plain words. `docker` is the only module that names bollard.
+
+mod docker;
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+pub use docker::Docker;
+
+use crate::task::Resources;
+
+/// What the engine's machine has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// Resources of the whole machine.
+    pub resources: Resources,
+    /// Version of the engine, for people.
+    pub version: String,
+}
+
+/// An image as the engine has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Content-addressed id.
+    pub id: String,
+    /// All labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A container to create. Everything that is not here is a hardened default.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ContainerSpec {
+    /// Unique on the engine.
+    pub name: String,
+    /// Image reference.
+    pub image: String,
+    /// Arguments to the entry point.
+    pub command: Vec<String>,
+    /// Environment.
+    pub env: BTreeMap<String, String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Host folder, folder in the container.
+    pub mounts: Vec<(PathBuf, String)>,
+    /// CPU and memory limit.
+    pub resources: Resources,
+    /// The engine's default network, or none.
+    pub network: bool,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code; 128 + n after signal n.
+    pub code: i64,
+    /// The kernel ended it at its memory limit.
+    pub out_of_memory: bool,
+}
+
+/// A container of ours that is still there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The engine's id.
+    pub id: String,
+    /// All labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The engine said no, or did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The image is not there and is not pulled.
+    #[error("image `{0}` is not in the container engine")]
+    NoImage(String),
+    /// Anything else, with what was being done.
+    #[error("container engine, {doing}: {reason}")]
+    Failed {
+        /// The step, e.g. `creating the container`.
+        doing: &'static str,
+        /// The engine's words.
+        reason: String,
+    },
+}

@@ -1,0 +1,270 @@
+//! The Docker engine, over its API. The only module that names bollard.
+//!
+//! Waiting is always on the engine's own event, never by asking again and again.
+
+use std::{collections::HashMap, future::ready, path::PathBuf, pin::pin, time::Duration};
+
+use bollard::{
+    container::LogOutput,
+    errors::Error,
+    models::{
+        ContainerCreateBody, ContainerWaitResponse, HostConfig, HostConfigLogConfig, Mount,
+        MountType,
+    },
+    query_parameters::{
+        CreateContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
+        LogsOptionsBuilder, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
+        WaitContainerOptionsBuilder,
+    },
+};
+use chrono::DateTime;
+use futures_util::{Stream, StreamExt};
+
+use super::{ContainerSpec, EngineError, Exit, Found, Image, Machine};
+use crate::{
+    logs::{Lines, Source},
+    task::Resources,
+};
+
+/// Processes and threads in one container: enough for a solver with a thread per core, too few for a fork bomb.
+const PIDS: i64 = 512;
+
+/// What an entry point needs to adopt the owner of its folders and to drop to that user.
+const CAPABILITIES: [&str; 5] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"];
+
+/// Exit code after SIGKILL.
+const KILLED: i64 = 137;
+
+/// How long after its end a container may still turn out to have been killed for its memory.
+const LATE: Duration = Duration::from_secs(2);
+
+/// A client of the engine. Clones share its connections.
+#[derive(Debug, Clone)]
+pub struct Docker(bollard::Docker);
+
+impl Docker {
+    /// A client for the engine that `DOCKER_HOST` names, else for the local socket. Does not talk to it yet: see [`Self::ping`].
+    pub fn connect() -> Result<Self, EngineError> {
+        bollard::Docker::connect_with_defaults().map(Self).map_err(during("connecting"))
+    }
+
+    /// Whether the engine answers.
+    pub async fn ping(&self) -> Result<(), EngineError> {
+        self.0.ping().await.map(drop).map_err(during("asking whether it is there"))
+    }
+
+    /// What the engine's machine has in all.
+    pub async fn machine(&self) -> Result<Machine, EngineError> {
+        let info = self.0.info().await.map_err(during("asking what the machine has"))?;
+        Ok(Machine {
+            resources: Resources {
+                nano_cpus: info.ncpu.unwrap_or_default() * 1_000_000_000,
+                memory_bytes: info.mem_total.unwrap_or_default(),
+            },
+            version: info.server_version.unwrap_or_default(),
+        })
+    }
+
+    /// Looks an image up; never pulls.
+    pub async fn image(&self, reference: &str) -> Result<Image, EngineError> {
+        let image =
+            self.0.inspect_image(reference).await.map_err(|error| match status(&error) {
+                Some(404) => EngineError::NoImage(reference.to_owned()),
+                _ => during("looking the image up")(error),
+            })?;
+        Ok(Image {
+            id: image.id.unwrap_or_default(),
+            labels: image
+                .config
+                .and_then(|config| config.labels)
+                .unwrap_or_default()
+                .into_iter()
+                .collect(),
+        })
+    }
+
+    /// Creates a container and answers with its id. It is never removed by the engine itself: with that, a late
+    /// [`Self::wait`] would lose the exit code.
+    pub async fn create(&self, spec: &ContainerSpec) -> Result<String, EngineError> {
+        let options = CreateContainerOptionsBuilder::default().name(&spec.name).build();
+        match self.0.create_container(Some(options), body(spec)).await {
+            Ok(created) => Ok(created.id),
+            Err(Error::DockerResponseServerError { status_code: 404, message })
+                if message.contains("image") =>
+            {
+                Err(EngineError::NoImage(spec.image.clone()))
+            }
+            Err(error) => Err(during("creating the container")(error)),
+        }
+    }
+
+    /// Starts a container.
+    pub async fn start(&self, id: &str) -> Result<(), EngineError> {
+        self.0.start_container(id, None).await.map_err(during("starting the container"))
+    }
+
+    /// Complete log lines of a started container, from the first or from where `lines` stands. Follows while the container
+    /// runs; before the start the engine would not follow, but end at once. What has no newline yet stays in `lines`.
+    pub(crate) fn logs<'a>(
+        &self,
+        id: &str,
+        lines: &'a mut Lines,
+    ) -> impl Stream<Item = Result<String, EngineError>> + Send + use<'a> {
+        let since = i32::try_from(lines.resume()).unwrap_or_default();
+        let options = LogsOptionsBuilder::default().follow(true).stdout(true).stderr(true);
+        let options = options.timestamps(true).since(since).build();
+        self.0.logs(id, Some(options)).filter_map(move |frame| {
+            ready(match frame {
+                Ok(LogOutput::StdErr { message }) => lines.push(Source::Stderr, &message).map(Ok),
+                Ok(
+                    LogOutput::StdOut { message }
+                    | LogOutput::StdIn { message }
+                    | LogOutput::Console { message },
+                ) => lines.push(Source::Stdout, &message).map(Ok),
+                Err(error) => Some(Err(during("reading the log")(error))),
+            })
+        })
+    }
+
+    /// Waits until a container has ended; also right when it ended long ago.
+    pub async fn wait(&self, id: &str) -> Result<Exit, EngineError> {
+        const DOING: &str = "waiting for the container";
+        let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
+        let code = match pin!(self.0.wait_container(id, Some(options))).next().await {
+            // The error is bollard's way to say that the code is not 0.
+            Some(
+                Ok(ContainerWaitResponse { status_code: code, .. })
+                | Err(Error::DockerContainerWaitError { code, .. }),
+            ) => code,
+            Some(Err(error)) => return Err(during(DOING)(error)),
+            None => {
+                return Err(EngineError::Failed {
+                    doing: DOING,
+                    reason: "it closed the connection".to_owned(),
+                });
+            }
+        };
+        let container = self.0.inspect_container(id, None).await;
+        let state =
+            container.map_err(during("inspecting the container"))?.state.unwrap_or_default();
+        let out_of_memory = state.oom_killed.unwrap_or(false)
+            || code == KILLED && self.was_out_of_memory(id, state.finished_at.as_deref()).await?;
+        Ok(Exit { code, out_of_memory })
+    }
+
+    /// Whether the kernel killed something at the memory limit. Docker may learn that after the exit, so what it says on
+    /// inspection can be wrong: its events of this container are read until shortly after the end, by its own clock.
+    async fn was_out_of_memory(
+        &self,
+        id: &str,
+        finished: Option<&str>,
+    ) -> Result<bool, EngineError> {
+        let Some(finished) = finished.and_then(|at| DateTime::parse_from_rfc3339(at).ok()) else {
+            return Ok(false);
+        };
+        let until = finished + LATE;
+        let until = format!("{}.{:09}", until.timestamp(), until.timestamp_subsec_nanos());
+        let filters = HashMap::from([("container", vec![id]), ("event", vec!["oom"])]);
+        let options =
+            EventsOptionsBuilder::default().since("0").until(&until).filters(&filters).build();
+        let event = pin!(self.0.events(Some(options))).next().await;
+        event.transpose().map(|event| event.is_some()).map_err(during("reading its events"))
+    }
+
+    /// Asks a container to end (SIGTERM) and kills it after `grace`. Good as well when it has ended or is gone.
+    pub async fn stop(&self, id: &str, grace: Duration) -> Result<(), EngineError> {
+        let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
+        let options = StopContainerOptionsBuilder::default().t(seconds).build();
+        unless_gone(self.0.stop_container(id, Some(options)).await, "stopping the container")
+    }
+
+    /// Removes a container with its volumes, killing it if it runs. Good as well when it is gone.
+    pub async fn remove(&self, id: &str) -> Result<(), EngineError> {
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        unless_gone(self.0.remove_container(id, Some(options)).await, "removing the container")
+    }
+
+    /// All containers, running or not, with a label: `key` or `key=value`.
+    pub async fn list(&self, label: &str) -> Result<Vec<Found>, EngineError> {
+        let filters = HashMap::from([("label", vec![label])]);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filters).build();
+        let found =
+            self.0.list_containers(Some(options)).await.map_err(during("listing containers"))?;
+        Ok(found
+            .into_iter()
+            .filter_map(|container| {
+                let labels = container.labels.unwrap_or_default().into_iter().collect();
+                Some(Found { id: container.id?, labels })
+            })
+            .collect())
+    }
+}
+
+/// The engine's form of a container, with the hardening that every one gets.
+fn body(spec: &ContainerSpec) -> ContainerCreateBody {
+    let mount = |(folder, target): &(PathBuf, String)| Mount {
+        typ: Some(MountType::BIND),
+        source: Some(folder.to_string_lossy().into_owned()),
+        target: Some(target.clone()),
+        ..Mount::default()
+    };
+    let host = HostConfig {
+        mounts: Some(spec.mounts.iter().map(mount).collect()),
+        network_mode: (!spec.network).then(|| "none".to_owned()),
+        security_opt: Some(vec!["no-new-privileges".to_owned()]),
+        cap_drop: Some(vec!["ALL".to_owned()]),
+        cap_add: Some(CAPABILITIES.map(str::to_owned).to_vec()),
+        pids_limit: Some(PIDS),
+        memory: Some(spec.resources.memory_bytes),
+        // The sum of memory and swap: equal means none.
+        memory_swap: Some(spec.resources.memory_bytes),
+        nano_cpus: Some(spec.resources.nano_cpus),
+        // Without an init the solver is process 1, and ignores SIGTERM unless it handles it.
+        init: Some(true),
+        // When the machine runs out of memory, a solver goes before the services beside it.
+        oom_score_adj: Some(500),
+        log_config: Some(HostConfigLogConfig {
+            typ: Some("json-file".to_owned()),
+            // Unlimited by default: a solver that only prints fills the disk at 80 MiB/s.
+            config: Some(HashMap::from([
+                ("max-size".to_owned(), "64m".to_owned()),
+                ("max-file".to_owned(), "2".to_owned()),
+            ])),
+        }),
+        ..HostConfig::default()
+    };
+    ContainerCreateBody {
+        image: Some(spec.image.clone()),
+        cmd: Some(spec.command.clone()),
+        env: Some(spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect()),
+        labels: Some(spec.labels.clone().into_iter().collect()),
+        host_config: Some(host),
+        ..ContainerCreateBody::default()
+    }
+}
+
+fn during(doing: &'static str) -> impl Fn(Error) -> EngineError {
+    move |error| {
+        let reason = if let Error::DockerResponseServerError { message, .. } = error {
+            message
+        } else {
+            error.to_string()
+        };
+        EngineError::Failed { doing, reason }
+    }
+}
+
+fn status(error: &Error) -> Option<u16> {
+    if let Error::DockerResponseServerError { status_code, .. } = error {
+        Some(*status_code)
+    } else {
+        None
+    }
+}
+
+fn unless_gone(result: Result<(), Error>, doing: &'static str) -> Result<(), EngineError> {
+    match result {
+        Err(error) if status(&error) != Some(404) => Err(during(doing)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,274 @@
+//! Staging: `/inputs/inputs.json` and the input files. Everything is written before the container starts.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Component, Path},
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use sha2::{Digest, Sha256};
+use tokio::{
+    fs::{self, File},
+    io::{AsyncReadExt, AsyncWriteExt},
+};
+
+use crate::{
+    folders::give,
+    task::{Artifacts, FailureKind, InputFile, Task, TaskError},
+};
+
+/// Name of the file with the values of all ports that are not files.
+const VALUES: &str = "inputs.json";
+
+/// Files fetched at a time.
+const PARALLEL: usize = 8;
+
+/// Bytes read at a time.
+const CHUNK: usize = 256 * 1024;
+
+/// Writes everything a task needs into its folder of inputs.
+pub(crate) async fn stage(
+    folder: &Path,
+    task: &Task,
+    artifacts: &impl Artifacts,
+) -> Result<(), TaskError> {
+    check_paths(&task.files)?;
+    prepare(folder, task).await.map_err(machine)?;
+    // Collected first: a closure that lived across an await would keep the whole future from being Send.
+    let fetches: Vec<_> = task.files.iter().map(|file| fetch(folder, file, artifacts)).collect();
+    stream::iter(fetches).buffer_unordered(PARALLEL).try_collect().await
+}
+
+/// Every path must stay inside the folder and be the only one there.
+fn check_paths(files: &[InputFile]) -> Result<(), TaskError> {
+    let mut ports = BTreeMap::from([(Path::new(VALUES), "the values of the other inputs")]);
+    for file in files {
+        let path = Path::new(&file.path);
+        let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
+        if file.path.is_empty() || file.path.ends_with('/') || file.path.contains('\0') || !inside {
+            let message = format!(
+                "input `{}`: `{}` is not a path inside /inputs",
+                file.port,
+                file.path.escape_debug()
+            );
+            return Err(TaskError::new(FailureKind::Input, message).at(&file.port));
+        }
+        if let Some(other) = ports.insert(path, &file.port) {
+            return Err(collision(file, &file.path, other));
+        }
+    }
+    // Paths are ordered by their components: what lies below a path comes right behind it.
+    let mut paths = ports.keys().peekable();
+    while let (Some(path), Some(next)) = (paths.next(), paths.peek()) {
+        if next.starts_with(path)
+            && let Some(file) = files.iter().find(|file| Path::new(&file.path) == **next)
+        {
+            return Err(collision(file, &path.to_string_lossy(), ports[path]));
+        }
+    }
+    Ok(())
+}
+
+fn collision(file: &InputFile, path: &str, other: &str) -> TaskError {
+    let message = format!(
+        "inputs `{other}` and `{}` would both be written to /inputs/{path}; upload one of them under another name",
+        file.port
+    );
+    TaskError::new(FailureKind::Input, message).at(&file.port)
+}
+
+async fn prepare(folder: &Path, task: &Task) -> io::Result<()> {
+    let values = folder.join(VALUES);
+    fs::write(&values, serde_json::to_vec(&task.values)?).await?;
+    give(&values)?;
+    for file in &task.files {
+        let Some(parent) = Path::new(&file.path).parent() else { continue };
+        let mut below = folder.to_owned();
+        for part in parent {
+            below.push(part);
+            match fs::create_dir(&below).await {
+                Ok(()) => give(&below)?,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn fetch(
+    folder: &Path,
+    file: &InputFile,
+    artifacts: &impl Artifacts,
+) -> Result<(), TaskError> {
+    let failed = |reason: &dyn std::fmt::Display| {
+        let message = format!("input `{}` ({}): {reason}", file.port, file.path);
+        TaskError::new(FailureKind::Input, message).at(&file.port)
+    };
+    let path = folder.join(&file.path);
+    let mut source = artifacts.open(file).await.map_err(|error| failed(&error))?;
+    let mut target = File::create_new(&path).await.map_err(machine)?;
+    let mut digest = file.sha256.as_ref().map(|_| Sha256::new());
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let length = source.read(&mut chunk).await.map_err(|error| failed(&error))?;
+        if length == 0 {
+            break;
+        }
+        if let Some(digest) = &mut digest {
+            digest.update(&chunk[..length]);
+        }
+        target.write_all(&chunk[..length]).await.map_err(machine)?;
+    }
+    target.flush().await.map_err(machine)?;
+    give(&path).map_err(machine)?;
+    if let (Some(digest), Some(declared)) = (digest, &file.sha256) {
+        let found = format!("{:x}", Bytes::copy_from_slice(&digest.finalize()));
+        if !found.eq_ignore_ascii_case(declared) {
+            return Err(failed(&format_args!("its SHA-256 is {found}, declared was {declared}")));
+        }
+    }
+    Ok(())
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn machine(error: io::Error) -> TaskError {
+    TaskError::new(FailureKind::Machine, format!("writing the inputs: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+    use tokio::{io::AsyncRead, sync::Barrier};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::task::{ArtifactError, Resources, StoredFile};
+
+    /// Every file holds its own path. With a barrier, none is given out before all are asked for.
+    #[derive(Default)]
+    struct Paths(Option<Barrier>);
+
+    impl Artifacts for Paths {
+        async fn open(
+            &self,
+            file: &InputFile,
+        ) -> Result<impl AsyncRead + Send + Unpin, ArtifactError> {
+            if let Some(barrier) = &self.0 {
+                barrier.wait().await;
+            }
+            if file.path == "gone.txt" {
+                return Err(ArtifactError("it was deleted".to_owned()));
+            }
+            Ok(io::Cursor::new(file.path.clone().into_bytes()))
+        }
+
+        async fn store(
+            &self,
+            _: &str,
+            _: &str,
+            _: File,
+            _: u64,
+        ) -> Result<StoredFile, ArtifactError> {
+            Err(ArtifactError("not here".to_owned()))
+        }
+    }
+
+    fn task(paths: &[&str]) -> Task {
+        let file = |(number, path): (usize, &&str)| InputFile {
+            port: format!("input_{}", number + 1),
+            file_id: Uuid::nil(),
+            path: (*path).to_owned(),
+            sha256: None,
+        };
+        Task {
+            job_id: Uuid::nil(),
+            image: String::new(),
+            command: Vec::new(),
+            env: BTreeMap::new(),
+            resources: Resources { nano_cpus: 0, memory_bytes: 0 },
+            network: false,
+            labels: BTreeMap::new(),
+            progress_regexp: None,
+            values: json!({"b": "false", "a": null}).as_object().unwrap().clone(),
+            files: paths.iter().enumerate().map(file).collect(),
+            outputs: Vec::new(),
+        }
+    }
+
+    async fn staged(task: &Task) -> Result<tempfile::TempDir, TaskError> {
+        let folder = tempfile::tempdir().unwrap();
+        stage(folder.path(), task, &Paths::default()).await.map(|()| folder)
+    }
+
+    #[tokio::test]
+    async fn values_and_files_are_written() {
+        let folder =
+            staged(&task(&["one.txt", "deep/down/two.txt", "deep/three.txt"])).await.unwrap();
+        for path in ["one.txt", "deep/down/two.txt", "deep/three.txt"] {
+            assert_eq!(std::fs::read_to_string(folder.path().join(path)).unwrap(), path);
+        }
+        let values = std::fs::read_to_string(folder.path().join("inputs.json")).unwrap();
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&values).unwrap(),
+            json!({"b": "false", "a": null})
+        );
+    }
+
+    #[tokio::test]
+    async fn files_are_fetched_at_the_same_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let artifacts = Paths(Some(Barrier::new(3)));
+        stage(folder.path(), &task(&["a", "b", "c"]), &artifacts).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_path_outside_is_refused() {
+        for path in ["", "/etc/passwd", "../x", "a/../../x", "a/..", ".", "./a", "a/", "a\0b"] {
+            let error = staged(&task(&[path])).await.unwrap_err();
+            assert_eq!(
+                (error.kind, error.port.as_deref()),
+                (FailureKind::Input, Some("input_1")),
+                "{path:?}"
+            );
+            assert!(error.message.contains("is not a path inside /inputs"), "{}", error.message);
+        }
+    }
+
+    #[tokio::test]
+    async fn two_inputs_with_one_name_collide_loudly() {
+        for paths in
+            [["x.txt", "x.txt"], ["x.txt", "x.txt/y"], ["x.txt/y", "x.txt"], ["a//b", "a/b"]]
+        {
+            let error = staged(&task(&paths)).await.unwrap_err();
+            assert_eq!(error.kind, FailureKind::Input, "{paths:?}");
+            for port in ["`input_1`", "`input_2`"] {
+                assert!(error.message.contains(port), "{}", error.message);
+            }
+        }
+        let error = staged(&task(&["inputs.json"])).await.unwrap_err();
+        assert!(error.message.contains("the values of the other inputs"), "{}", error.message);
+    }
+
+    #[tokio::test]
+    async fn a_declared_checksum_is_checked() {
+        let mut task = task(&["one.txt"]);
+        task.files[0].sha256 =
+            Some(format!("{:x}", Bytes::copy_from_slice(&Sha256::digest("one.txt"))));
+        staged(&task).await.unwrap();
+        task.files[0].sha256 = Some("00".repeat(32));
+        let error = staged(&task).await.unwrap_err();
+        assert_eq!((error.kind, error.port.as_deref()), (FailureKind::Input, Some("input_1")));
+        assert!(error.message.contains("declared was 0000"), "{}", error.message);
+    }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_fetched_says_which_and_why() {
+        let error = staged(&task(&["gone.txt"])).await.unwrap_err();
+        assert_eq!(error.message, "input `input_1` (gone.txt): it was deleted");
+    }
+}

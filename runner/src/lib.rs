@@ -1,0 +1,20 @@
+//! Runs ONE task in a container and reports what happens as events. Knows no HTTP API, no SQL, no users.
+//!
+//! - [`task`]: the contract, serialisable
+//! - [`run()`]: stage in, container, stage out
+//! - [`engine`]: the container engine; `engine/docker.rs` is the only place that names bollard
+//! - `folders`, `inputs`, `outputs`: what the container sees of the host, files and values
+//! - `logs`, `progress`: what the solver prints, as lines and as percent
+//! - `report`: what we say ourselves
+
+pub mod engine;
+mod folders;
+mod inputs;
+mod logs;
+mod outputs;
+mod progress;
+mod report;
+mod run;
+pub mod task;
+
+pub use run::{JOB_LABEL, clean_up, run};

@@ -1,0 +1,289 @@
+//! The solver's log: lines put together from the engine's frames, each `<RFC 3339 UTC timestamp> <text>`, and followed
+//! to the last one.
+
+use std::{collections::VecDeque, pin::pin, time::Duration};
+
+use chrono::DateTime;
+use futures_util::{Stream, StreamExt};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    engine::{Docker, EngineError},
+    progress::{Progress, percent},
+    report::Reporter,
+    task::Event,
+};
+
+/// A log stream ends with its container. Should it not, it is left after this much silence.
+const SILENCE: Duration = Duration::from_secs(10);
+
+/// Lines that a failure carries, and characters of each.
+const LAST_LINES: usize = 20;
+const LAST_LINE: usize = 2_000;
+
+/// Bytes kept of one line, timestamp included. A solver may print 100 MB without a newline.
+const LONGEST: usize = 64 * 1024;
+
+/// Follows a container's log until `ended` is cancelled and everything is read; answers with the last lines.
+///
+/// The engine's stream is not to be relied on: Docker 20.10 often ends it with the container, thousands of lines before the
+/// last. So reading goes on from the last line seen, and only a reading that began after the end counts as complete.
+pub(crate) async fn follow(
+    engine: &Docker,
+    container: &str,
+    progress: &Progress,
+    report: &Reporter<'_>,
+    ended: &CancellationToken,
+) -> Vec<String> {
+    let mut lines = Lines::default();
+    let mut printed = Printed { report, progress, last: VecDeque::new() };
+    loop {
+        let complete = ended.is_cancelled();
+        let result = printed.read(engine.logs(container, &mut lines), ended).await;
+        if complete {
+            if let Err(error) = result {
+                report.warning(format!("log lines may be missing: {error}")).await;
+            }
+            break;
+        }
+        // Opening it again at once is worth it only while that brings new lines.
+        if !matches!(result, Ok(true)) {
+            ended.cancelled().await;
+        }
+    }
+    for line in lines.finish() {
+        printed.line(line).await;
+    }
+    printed.last.into()
+}
+
+/// Passes the solver's lines on.
+struct Printed<'a> {
+    report: &'a Reporter<'a>,
+    progress: &'a Progress,
+    last: VecDeque<String>,
+}
+
+impl Printed<'_> {
+    /// Reads a stream to its end; whether there was a line.
+    async fn read(
+        &mut self,
+        lines: impl Stream<Item = Result<String, EngineError>>,
+        ended: &CancellationToken,
+    ) -> Result<bool, EngineError> {
+        let mut lines = pin!(lines);
+        let mut any = false;
+        loop {
+            let silence = async {
+                ended.cancelled().await;
+                tokio::time::sleep(SILENCE).await;
+            };
+            let line = tokio::select! {
+                biased;
+                line = lines.next() => line,
+                () = silence => {
+                    let reason = "it did not end with the container".to_owned();
+                    return Err(EngineError::Failed { doing: "reading the log", reason });
+                }
+            };
+            match line {
+                Some(line) => self.line(line?).await,
+                None => return Ok(any),
+            }
+            any = true;
+        }
+    }
+
+    async fn line(&mut self, line: String) {
+        let done = self.progress.find(&line);
+        if self.last.len() == LAST_LINES {
+            self.last.pop_front();
+        }
+        self.last.push_back(line.chars().take(LAST_LINE).collect());
+        self.report.send(Event::Log(line)).await;
+        if let Some(done) = done {
+            self.report.progress(percent(done)).await;
+        }
+    }
+}
+
+/// Puts lines together. The engine cuts long lines into frames of 16 KiB, and puts a timestamp before each of them.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    stdout: Partial,
+    stderr: Partial,
+    /// The last frame taken: where to go on in another stream of the same log.
+    last: Vec<u8>,
+    /// Frames come from a stream that begins before `last`.
+    behind: bool,
+}
+
+/// The solver's stream a frame came from; long lines of both may be interleaved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    Stdout,
+    Stderr,
+}
+
+impl Lines {
+    /// To be called before another stream of the same log is read, which must begin at the second that it answers with.
+    pub(crate) fn resume(&mut self) -> i64 {
+        self.behind = !self.last.is_empty();
+        let timestamp = self
+            .last
+            .split(|byte| *byte == b' ')
+            .next()
+            .and_then(|word| std::str::from_utf8(word).ok());
+        timestamp
+            .and_then(|word| DateTime::parse_from_rfc3339(word).ok())
+            .map_or(0, |at| at.timestamp())
+    }
+
+    /// Takes a frame; answers with the line that it completes.
+    pub(crate) fn push(&mut self, source: Source, frame: &[u8]) -> Option<String> {
+        if self.behind {
+            // Frames of two streams may be out of order by some microseconds: identity counts, within the second.
+            self.behind = frame != self.last && second(frame) <= second(&self.last);
+            if self.behind || frame == self.last {
+                return None;
+            }
+        }
+        self.last.clear();
+        self.last.extend_from_slice(frame);
+        let partial = match source {
+            Source::Stdout => &mut self.stdout,
+            Source::Stderr => &mut self.stderr,
+        };
+        partial.push(frame)
+    }
+
+    /// What was printed last without a newline.
+    pub(crate) fn finish(&mut self) -> Vec<String> {
+        [&mut self.stdout, &mut self.stderr].into_iter().filter_map(Partial::take).collect()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Partial {
+    bytes: Vec<u8>,
+    dropped: usize,
+}
+
+impl Partial {
+    fn push(&mut self, frame: &[u8]) -> Option<String> {
+        let text = if self.bytes.is_empty() { frame } else { after_timestamp(frame) };
+        let (text, complete) = text.strip_suffix(b"\n").map_or((text, false), |text| (text, true));
+        let kept = text.len().min(LONGEST - self.bytes.len());
+        self.bytes.extend_from_slice(&text[..kept]);
+        self.dropped += text.len() - kept;
+        if complete { self.take() } else { None }
+    }
+
+    fn take(&mut self) -> Option<String> {
+        let bytes = std::mem::take(&mut self.bytes);
+        let dropped = std::mem::take(&mut self.dropped);
+        if bytes.is_empty() {
+            return None;
+        }
+        let mut line = printable(&bytes);
+        if dropped > 0 {
+            line.extend([" [solverd: line cut here, ", &dropped.to_string(), " bytes more]"]);
+        }
+        Some(line)
+    }
+}
+
+fn after_timestamp(frame: &[u8]) -> &[u8] {
+    frame.iter().position(|byte| *byte == b' ').map_or(frame, |space| &frame[space + 1..])
+}
+
+/// The part of a frame's timestamp down to the second: `2026-01-01T10:00:00`.
+fn second(frame: &[u8]) -> &[u8] {
+    frame.get(..19).unwrap_or(frame)
+}
+
+/// As text, without control characters except tabs: databases refuse NUL, terminals obey escapes.
+pub(crate) fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).chars().filter(|c| *c == '\t' || !c.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: &str = "2026-01-01T10:00:00.000000000Z";
+
+    fn frame(text: &str) -> Vec<u8> {
+        format!("{AT} {text}").into_bytes()
+    }
+
+    fn line(text: &str) -> String {
+        format!("{AT} {text}")
+    }
+
+    #[test]
+    fn a_frame_with_a_newline_is_a_line() {
+        let mut lines = Lines::default();
+        assert_eq!(lines.push(Source::Stdout, &frame("one\n")), Some(line("one")));
+        assert_eq!(lines.push(Source::Stderr, &frame("\n")), Some(line("")));
+        assert_eq!(lines.finish(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn frames_without_newline_go_on_in_the_next_frame_of_their_stream() {
+        let mut lines = Lines::default();
+        assert_eq!(lines.push(Source::Stdout, &frame("first ")), None);
+        assert_eq!(lines.push(Source::Stderr, &frame("error\n")), Some(line("error")));
+        assert_eq!(lines.push(Source::Stdout, &frame("second ")), None);
+        assert_eq!(lines.push(Source::Stdout, &frame("third\n")), Some(line("first second third")));
+        assert_eq!(lines.push(Source::Stdout, &frame("no newline")), None);
+        assert_eq!(lines.finish(), [line("no newline")]);
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut_and_says_so() {
+        let mut lines = Lines::default();
+        let chunk = frame(&"x".repeat(16 * 1024));
+        for _ in 0..100 {
+            assert_eq!(lines.push(Source::Stdout, &chunk), None);
+        }
+        let cut = lines.push(Source::Stdout, &frame("\n")).unwrap();
+        let dropped = 100 * 16 * 1024 + AT.len() + 1 - LONGEST;
+        assert!(
+            cut.ends_with(&format!("x [solverd: line cut here, {dropped} bytes more]")),
+            "{}",
+            &cut[LONGEST - 9..]
+        );
+        assert_eq!(lines.push(Source::Stdout, &frame("next\n")), Some(line("next")));
+    }
+
+    #[test]
+    fn what_no_terminal_or_database_should_see_is_taken_out() {
+        let mut lines = Lines::default();
+        let bytes = [format!("{AT} a\0b\x1b[31m\tc\r").as_bytes(), &[0xff, b'd', b'\n']].concat();
+        assert_eq!(lines.push(Source::Stdout, &bytes), Some(line("ab[31m\tc\u{fffd}d")));
+    }
+
+    #[test]
+    fn a_second_reading_goes_on_where_the_first_ended() {
+        let at =
+            |nanos: u32, text: &str| format!("2026-01-01T10:00:01.{nanos:09}Z {text}").into_bytes();
+        let mut lines = Lines::default();
+        assert_eq!(lines.resume(), 0);
+        assert!(lines.push(Source::Stdout, &at(5, "one\n")).is_some());
+        assert!(lines.push(Source::Stderr, &at(4, "two\n")).is_some());
+        assert!(lines.push(Source::Stdout, &at(6, "thr")).is_none());
+
+        assert_eq!(lines.resume(), 1_767_261_601);
+        for seen in [at(3, "zero\n"), at(5, "one\n"), at(4, "two\n"), at(6, "thr")] {
+            assert_eq!(lines.push(Source::Stdout, &seen), None);
+        }
+        let line = lines.push(Source::Stdout, &at(7, "ee\n"));
+        assert_eq!(line.as_deref(), Some("2026-01-01T10:00:01.000000006Z three"));
+
+        lines.resume();
+        let later = b"2026-01-01T10:00:02.000000000Z the frame seen last is not there any more\n";
+        assert!(lines.push(Source::Stdout, later).is_some());
+        assert!(lines.push(Source::Stdout, later).is_some(), "only after a resume");
+    }
+}

@@ -1,0 +1,382 @@
+//! Collecting what the solver left in `/outputs`. The solver is not trusted: nothing outside the folder is ever opened.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
+
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2},
+    io::Errno,
+};
+use serde_json::{Map, Value};
+
+use crate::task::{Artifacts, FailureKind, Output, OutputPort, TaskError};
+
+/// Name of the file with the values of all ports that are not files.
+const VALUES: &str = "outputs.json";
+
+/// Bytes of values that are read; they end up in a database row.
+const LARGEST_VALUES: u64 = 16 * 1024 * 1024;
+
+/// Names in a message that says what was there.
+const LISTED: usize = 20;
+
+/// Finds and stores every declared output. Call it when the container has ended.
+pub(crate) async fn collect(
+    folder: &Path,
+    ports: &[OutputPort],
+    artifacts: &impl Artifacts,
+) -> Result<BTreeMap<String, Output>, TaskError> {
+    let values = if ports.iter().any(|port| port.path.is_none()) {
+        values(folder).await?
+    } else {
+        Ok(Map::new())
+    };
+    let mut outputs = BTreeMap::new();
+    for port in ports {
+        let output = match &port.path {
+            Some(path) => file(folder, port, path, artifacts).await?,
+            None => Output::Value(value(folder, port, &values)?),
+        };
+        outputs.insert(port.key.clone(), output);
+    }
+    Ok(outputs)
+}
+
+async fn file(
+    folder: &Path,
+    port: &OutputPort,
+    path: &str,
+    artifacts: &impl Artifacts,
+) -> Result<Output, TaskError> {
+    let (file, size) =
+        open(folder, path).map_err(|refusal| failed(port, &refusal.explain(folder, path)))?;
+    let filename = Path::new(path).file_name().map_or(path.into(), |name| name.to_string_lossy());
+    let stored = artifacts.store(&port.key, &filename, tokio::fs::File::from_std(file), size).await;
+    stored.map(Output::File).map_err(|error| failed(port, &format!("storing `{path}`: {error}")))
+}
+
+fn value(
+    folder: &Path,
+    port: &OutputPort,
+    values: &Result<Map<String, Value>, String>,
+) -> Result<Value, TaskError> {
+    let given = values.as_ref().ok().and_then(|values| values.get(&port.key));
+    if let Some(value) = given.or(port.default.as_ref()) {
+        return Ok(value.clone());
+    }
+    Err(failed(
+        port,
+        &match values {
+            Err(reason) => format!("{reason}; found: {}", listing(folder)),
+            Ok(values) => {
+                let keys: Vec<_> =
+                    values.keys().take(LISTED).map(|key| key.escape_debug().to_string()).collect();
+                format!(
+                    "/outputs/{VALUES} has no such key; it has: {}",
+                    or_nothing(&keys, values.len() > LISTED)
+                )
+            }
+        },
+    ))
+}
+
+/// The values the solver wrote, or why there are none: that matters only to a port without default.
+async fn values(folder: &Path) -> Result<Result<Map<String, Value>, String>, TaskError> {
+    let folder = folder.to_owned();
+    let reading = tokio::task::spawn_blocking(move || {
+        let (file, size) = open(&folder, VALUES).map_err(|refusal| refusal.reason(VALUES))?;
+        if size > LARGEST_VALUES {
+            return Err(format!("/outputs/{VALUES} has {size} bytes, more than {LARGEST_VALUES}"));
+        }
+        let mut text = Vec::new();
+        file.take(LARGEST_VALUES)
+            .read_to_end(&mut text)
+            .map_err(|error| format!("reading {VALUES}: {error}"))?;
+        serde_json::from_slice(&text)
+            .map_err(|error| format!("/outputs/{VALUES} is not a JSON object: {error}"))
+    });
+    reading
+        .await
+        .map_err(|error| TaskError::new(FailureKind::Machine, format!("reading {VALUES}: {error}")))
+}
+
+fn failed(port: &OutputPort, reason: &str) -> TaskError {
+    TaskError::new(FailureKind::Output, format!("output `{}`: {reason}", port.key)).at(&port.key)
+}
+
+/// Opens a regular file below the folder, without following any link on the way.
+fn open(folder: &Path, path: &str) -> Result<(File, u64), Refusal> {
+    let folder =
+        openat(CWD, folder, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    // Without NONBLOCK, a FIFO would be waited for.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let file = File::from(openat2(&folder, path, flags, Mode::empty(), resolve)?);
+    let metadata = file.metadata().map_err(Refusal::Other)?;
+    if !metadata.is_file() {
+        return Err(Refusal::NotRegular);
+    }
+    if metadata.nlink() > 1 {
+        return Err(Refusal::Linked(metadata.nlink()));
+    }
+    Ok((file, metadata.len()))
+}
+
+/// Why a file is not taken.
+#[derive(Debug)]
+enum Refusal {
+    Missing,
+    Link,
+    Outside,
+    NotRegular,
+    Linked(u64),
+    Unreadable,
+    Other(io::Error),
+}
+
+impl From<Errno> for Refusal {
+    fn from(errno: Errno) -> Self {
+        match errno {
+            Errno::NOENT | Errno::NOTDIR => Self::Missing,
+            Errno::LOOP => Self::Link,
+            Errno::XDEV => Self::Outside,
+            Errno::NXIO | Errno::NODEV => Self::NotRegular,
+            Errno::ACCESS | Errno::PERM => Self::Unreadable,
+            other => Self::Other(other.into()),
+        }
+    }
+}
+
+impl Refusal {
+    fn reason(&self, path: &str) -> String {
+        match self {
+            Self::Missing => format!("could not locate `{path}` in /outputs"),
+            Self::Link => {
+                format!("`{path}` is a symbolic link or lies behind one; these are not followed")
+            }
+            Self::Outside => format!("`{path}` is not a path inside /outputs"),
+            Self::NotRegular => format!("`{path}` in /outputs is not a regular file"),
+            Self::Linked(count) => {
+                format!("`{path}` in /outputs has {count} hard links; only a copy is taken")
+            }
+            Self::Unreadable => format!(
+                "`{path}` in /outputs belongs to a user whose files this service may not read: \
+                 the solver must adopt the owner of /inputs, or make it readable for everyone"
+            ),
+            Self::Other(error) => format!("opening `{path}` in /outputs: {error}"),
+        }
+    }
+
+    fn explain(&self, folder: &Path, path: &str) -> String {
+        let reason = self.reason(path);
+        if matches!(self, Self::Missing) {
+            format!("{reason}; found: {}", listing(folder))
+        } else {
+            reason
+        }
+    }
+}
+
+/// Some of the names in the folder; folders as `name/…`.
+fn listing(folder: &Path) -> String {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => return format!("nothing readable ({error})"),
+    };
+    let mut names: Vec<_> = entries
+        .flatten()
+        .take(LISTED + 1)
+        .map(|entry| {
+            let below = if entry.file_type().is_ok_and(|kind| kind.is_dir()) { "/…" } else { "" };
+            format!("{}{below}", entry.file_name().to_string_lossy().escape_debug())
+        })
+        .collect();
+    let more = names.len() > LISTED;
+    names.truncate(LISTED);
+    names.sort();
+    or_nothing(&names, more)
+}
+
+fn or_nothing(names: &[String], more: bool) -> String {
+    match (names, more) {
+        ([], _) => "nothing".to_owned(),
+        (names, true) => format!("{} and more", names.join(", ")),
+        (names, false) => names.join(", "),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use rustix::fs::{FileType, mknodat};
+    use serde_json::json;
+    use tempfile::TempDir;
+    use tokio::io::{AsyncRead, AsyncReadExt};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::task::{ArtifactError, InputFile, StoredFile};
+
+    /// Stores nothing; the "checksum" is the content.
+    struct Echo;
+
+    impl Artifacts for Echo {
+        async fn open(
+            &self,
+            _: &InputFile,
+        ) -> Result<impl AsyncRead + Send + Unpin, ArtifactError> {
+            Err::<tokio::io::Empty, _>(ArtifactError("not here".to_owned()))
+        }
+
+        async fn store(
+            &self,
+            _: &str,
+            filename: &str,
+            mut content: tokio::fs::File,
+            size: u64,
+        ) -> Result<StoredFile, ArtifactError> {
+            let mut sha256 = String::new();
+            content
+                .read_to_string(&mut sha256)
+                .await
+                .map_err(|error| ArtifactError(error.to_string()))?;
+            let (file_id, e_tag) = (Uuid::nil(), String::new());
+            Ok(StoredFile { file_id, filename: filename.to_owned(), sha256, size, e_tag })
+        }
+    }
+
+    fn port(path: Option<&str>, default: Option<Value>) -> OutputPort {
+        OutputPort { key: "output_1".to_owned(), path: path.map(str::to_owned), default }
+    }
+
+    async fn one(folder: &TempDir, port: OutputPort) -> Result<Output, String> {
+        match collect(folder.path(), &[port], &Echo).await {
+            Ok(mut outputs) => Ok(outputs.remove("output_1").unwrap()),
+            Err(error) => {
+                assert_eq!(
+                    (error.kind, error.port.as_deref()),
+                    (FailureKind::Output, Some("output_1"))
+                );
+                Err(error.message)
+            }
+        }
+    }
+
+    async fn refusal(folder: &TempDir, path: &str) -> String {
+        one(folder, port(Some(path), None)).await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_file_is_stored_under_its_last_name() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("deep")).unwrap();
+        fs::write(folder.path().join("deep/result.txt"), "seven").unwrap();
+        let Ok(Output::File(stored)) = one(&folder, port(Some("deep/result.txt"), None)).await
+        else {
+            panic!("no file")
+        };
+        assert_eq!(
+            (stored.filename.as_str(), stored.sha256.as_str(), stored.size),
+            ("result.txt", "seven", 5)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_missing_file_says_what_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = refusal(&folder, "single_number.txt").await;
+        assert_eq!(
+            message,
+            "output `output_1`: could not locate `single_number.txt` in /outputs; found: nothing"
+        );
+        fs::create_dir(folder.path().join("b")).unwrap();
+        fs::write(folder.path().join("a\n.txt"), "").unwrap();
+        let message = refusal(&folder, "b/single_number.txt").await;
+        assert!(
+            message.ends_with(
+                "could not locate `b/single_number.txt` in /outputs; found: a\\n.txt, b/…"
+            ),
+            "{message}"
+        );
+        for number in 0..100 {
+            fs::write(folder.path().join(number.to_string()), "").unwrap();
+        }
+        let message = refusal(&folder, "x").await;
+        assert!(message.ends_with(" and more") && message.len() < 300, "{message}");
+    }
+
+    #[tokio::test]
+    async fn nothing_but_a_regular_file_inside_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        symlink("/etc/shadow", at("link")).unwrap();
+        symlink("/etc", at("linked")).unwrap();
+        symlink("plain", at("near")).unwrap();
+        fs::create_dir(at("folder")).unwrap();
+        fs::write(at("plain"), "").unwrap();
+        fs::hard_link(at("plain"), at("hard")).unwrap();
+        mknodat(CWD, at("fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        for (path, reason) in [
+            ("link", "is a symbolic link"),
+            ("linked/shadow", "is a symbolic link or lies behind one"),
+            ("near", "is a symbolic link"),
+            ("folder", "is not a regular file"),
+            ("hard", "has 2 hard links"),
+            ("fifo", "is not a regular file"),
+            ("socket", "is not a regular file"),
+            ("../x", "is not a path inside"),
+            ("/etc/shadow", "is not a path inside"),
+            ("plain/x", "could not locate"),
+        ] {
+            let message = refusal(&folder, path).await;
+            assert!(message.contains(reason), "{path}: {message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn values_come_from_outputs_json_or_the_default() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = one(&folder, port(None, None)).await.unwrap_err();
+        assert_eq!(
+            message,
+            "output `output_1`: could not locate `outputs.json` in /outputs; found: nothing"
+        );
+        assert_eq!(one(&folder, port(None, Some(json!(3)))).await, Ok(Output::Value(json!(3))));
+
+        let values = folder.path().join("outputs.json");
+        fs::write(&values, r#"{"output_1": null, "other": 1}"#).unwrap();
+        assert_eq!(one(&folder, port(None, Some(json!(3)))).await, Ok(Output::Value(Value::Null)));
+        fs::write(&values, r#"{"output_2": 1}"#).unwrap();
+        let message = one(&folder, port(None, None)).await.unwrap_err();
+        assert!(
+            message.ends_with("/outputs/outputs.json has no such key; it has: output_2"),
+            "{message}"
+        );
+    }
+
+    #[tokio::test]
+    async fn outputs_json_that_is_no_object_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let values = folder.path().join("outputs.json");
+        for text in [
+            r#"{"output_1": "#.to_owned(),
+            "[1]".to_owned(),
+            "[".repeat(100_000),
+            "\u{0}".to_owned(),
+        ] {
+            fs::write(&values, text).unwrap();
+            let message = one(&folder, port(None, None)).await.unwrap_err();
+            assert!(message.contains("is not a JSON object") && message.len() < 300, "{message}");
+        }
+        fs::File::create(&values).unwrap().set_len(1 << 30).unwrap();
+        let message = one(&folder, port(None, None)).await.unwrap_err();
+        assert!(message.contains("has 1073741824 bytes, more than 16777216"), "{message}");
+    }
+}

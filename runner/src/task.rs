@@ -1,0 +1,210 @@
+//! The contract between whoever schedules a job and the runner: a [`Task`] goes in, [`Event`]s come out while it runs,
+//! an [`Outcome`] ends it. Everything here is serialisable, because the runner later also works on another machine.
+//!
+//! Must not know: HTTP, SQL, users, S3.
+
+use std::{collections::BTreeMap, future::Future};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::io::AsyncRead;
+use uuid::Uuid;
+
+/// One container run, complete: nothing else is looked up while it runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Task {
+    /// The job this is a run of; names the container and the working directory.
+    pub job_id: Uuid,
+    /// Image reference as the engine knows it, e.g. `simcore/services/comp/itis/sleeper:2.1.6`.
+    pub image: String,
+    /// Arguments given to the image's entry point, normally `["run"]`.
+    pub command: Vec<String>,
+    /// Further environment, after the contract's own variables (which it cannot override).
+    pub env: BTreeMap<String, String>,
+    /// What the container may use.
+    pub resources: Resources,
+    /// Whether the container gets the engine's default network; otherwise it has none.
+    pub network: bool,
+    /// Labels put on the container beside `solverd.job`.
+    pub labels: BTreeMap<String, String>,
+    /// The solver's own expression for progress lines, instead of the standard one.
+    pub progress_regexp: Option<String>,
+    /// Content of `/inputs/inputs.json`: every declared input that is not a file, nulls included.
+    pub values: Map<String, Value>,
+    /// Files placed under `/inputs`.
+    pub files: Vec<InputFile>,
+    /// What must be there when the container has ended well.
+    pub outputs: Vec<OutputPort>,
+}
+
+/// CPU and memory of one container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Billionths of a CPU: 1.5 CPUs are `1_500_000_000`.
+    pub nano_cpus: i64,
+    /// Bytes of memory, swap excluded (there is none).
+    pub memory_bytes: i64,
+}
+
+/// A file that is fetched before the container starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InputFile {
+    /// The input port it is the value of; named in errors.
+    pub port: String,
+    /// What [`Artifacts::open`] is asked for.
+    pub file_id: Uuid,
+    /// Relative path below `/inputs`; may contain folders, never `..`.
+    pub path: String,
+    /// Declared SHA-256 (lower-case hexadecimal); the task fails when the content has another.
+    pub sha256: Option<String>,
+}
+
+/// One declared output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputPort {
+    /// The port's key, and its key in `/outputs/outputs.json` unless it is a file.
+    pub key: String,
+    /// For file ports the relative path below `/outputs`; `None` for a value.
+    pub path: Option<String>,
+    /// For values: used when `outputs.json` does not name the port. `None` makes the port obligatory.
+    pub default: Option<Value>,
+}
+
+/// What a running task reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The container runs.
+    Started {
+        /// The engine's id of the container.
+        container: String,
+    },
+    /// One log line without its newline, beginning with an RFC 3339 timestamp and a space.
+    Log(String),
+    /// Percent of the whole task, 0 to 100: 5 for staging inputs, 90 for the solver, 5 for its outputs. Never falls.
+    Progress(u8),
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The container exited with 0 and every declared output was found and stored.
+    Succeeded(BTreeMap<String, Output>),
+    /// Anything else, with the reason.
+    Failed(TaskError),
+    /// The stop token was cancelled, and the container is gone.
+    Stopped,
+}
+
+/// The value of one output port.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Output {
+    /// As found in `outputs.json`, not yet checked against the port's type.
+    Value(Value),
+    /// Stored through [`Artifacts::store`].
+    File(StoredFile),
+}
+
+/// An output file that [`Artifacts::store`] has put away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredFile {
+    /// Identifies the file to the caller's side.
+    pub file_id: Uuid,
+    /// Last segment of the path it was found at.
+    pub filename: String,
+    /// SHA-256 of the content, lower-case hexadecimal.
+    pub sha256: String,
+    /// Bytes.
+    pub size: u64,
+    /// The object store's entity tag, without quotes.
+    pub e_tag: String,
+}
+
+/// Why a task failed, for people and for programs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct TaskError {
+    /// What kind of failure it was.
+    pub kind: FailureKind,
+    /// The port it concerns, where there is one.
+    pub port: Option<String>,
+    /// A sentence that says what happened and where to look.
+    pub message: String,
+    /// The last lines the solver printed (at most 20), timestamps included; empty when it never ran.
+    pub last_lines: Vec<String>,
+}
+
+impl TaskError {
+    /// A failure of the whole task.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        Self { kind, port: None, message: message.into(), last_lines: Vec::new() }
+    }
+
+    /// The same, of one port.
+    #[must_use]
+    pub fn at(self, port: impl Into<String>) -> Self {
+        Self { port: Some(port.into()), ..self }
+    }
+}
+
+/// The kinds of failure; [`FailureKind::code`] gives the names that oSPARC's clients know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The solver exited with a code other than 0.
+    Exit,
+    /// The kernel killed the solver at its memory limit.
+    OutOfMemory,
+    /// An input could not be staged.
+    Input,
+    /// A declared output is missing or cannot be used.
+    Output,
+    /// The image is not there.
+    Image,
+    /// The container engine refused or went away.
+    Engine,
+    /// The runner's own machine failed (disk, permissions).
+    Machine,
+    /// What the task asks for can never be given here.
+    Resources,
+    /// The service was restarted while the task ran.
+    Lost,
+}
+
+impl FailureKind {
+    /// The `type` of the error in a job's status.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Exit => "runtime",
+            Self::OutOfMemory => "runtime.oom",
+            Self::Input => "runtime.input",
+            Self::Output => "ServiceBadFormattedOutputError",
+            Self::Image => "runtime.image",
+            Self::Engine => "runtime.engine",
+            Self::Machine => "runtime.machine",
+            Self::Resources => "runtime.resources",
+            Self::Lost => "runtime.lost",
+        }
+    }
+}
+
+/// Where inputs come from and outputs go to. On a cluster node this goes over the network; beside the service it is the object store.
+pub trait Artifacts: Send + Sync {
+    /// Opens an input file for reading from its first byte.
+    fn open(
+        &self,
+        file: &InputFile,
+    ) -> impl Future<Output = Result<impl AsyncRead + Send + Unpin, ArtifactError>> + Send;
+
+    /// Stores an output file of `size` bytes, reading at most that many; a shorter read is an error.
+    fn store(
+        &self,
+        port: &str,
+        filename: &str,
+        content: tokio::fs::File,
+        size: u64,
+    ) -> impl Future<Output = Result<StoredFile, ArtifactError>> + Send;
+}
+
+/// Fetching or storing a file failed; the text is for the job's owner.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ArtifactError(pub String);

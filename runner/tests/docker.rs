@@ -1,0 +1,624 @@
+//! Real containers on the real engine. The image is made here from the host's static busybox: nothing is pulled.
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::Cursor,
+    os::unix::fs::symlink,
+    path::Path,
+    process::Command,
+    sync::{LazyLock, Mutex},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use solverd_runner::{
+    JOB_LABEL, clean_up,
+    engine::{Docker, EngineError},
+    run,
+    task::{
+        ArtifactError, Artifacts, Event, FailureKind, InputFile, Outcome, Output, OutputPort,
+        Resources, StoredFile, Task, TaskError,
+    },
+};
+use tempfile::TempDir;
+use tokio::{
+    fs::File,
+    io::{AsyncRead, AsyncReadExt},
+    sync::{Notify, mpsc},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+const IMAGE: &str = "solverd-test/busybox:1";
+
+/// No test takes this long unless something hangs.
+const DEADLINE: Duration = Duration::from_secs(90);
+
+static IMPORTED: LazyLock<()> = LazyLock::new(|| {
+    if Command::new("docker").args(["image", "inspect", IMAGE]).output().unwrap().status.success() {
+        return;
+    }
+    let root = tempfile::tempdir().unwrap();
+    let bin = root.path().join("bin");
+    for folder in ["bin", "etc", "tmp"] {
+        std::fs::create_dir(root.path().join(folder)).unwrap();
+    }
+    std::fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
+    let applets = command("/bin/busybox", &["--list"]);
+    for applet in applets.lines().filter(|applet| *applet != "busybox") {
+        symlink("busybox", bin.join(applet)).unwrap();
+    }
+    let tar = root.path().join("tmp/root.tar");
+    let folder = root.path().to_str().unwrap();
+    command("tar", &["-cf", tar.to_str().unwrap(), "-C", folder, "bin", "etc"]);
+    command(
+        "docker",
+        &["import", "--change", r#"LABEL solverd.test='{"a":1}'"#, tar.to_str().unwrap(), IMAGE],
+    );
+});
+
+fn command(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Files in memory. Opening one of no known id never ends.
+#[derive(Default)]
+struct Memory {
+    files: HashMap<Uuid, Vec<u8>>,
+    asked: Notify,
+    stored: Mutex<BTreeMap<String, Vec<u8>>>,
+}
+
+impl Artifacts for Memory {
+    async fn open(&self, file: &InputFile) -> Result<impl AsyncRead + Send + Unpin, ArtifactError> {
+        self.asked.notify_one();
+        match self.files.get(&file.file_id) {
+            Some(content) => Ok(Cursor::new(content.clone())),
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn store(
+        &self,
+        port: &str,
+        filename: &str,
+        mut content: File,
+        size: u64,
+    ) -> Result<StoredFile, ArtifactError> {
+        let mut bytes = Vec::new();
+        content.read_to_end(&mut bytes).await.map_err(|error| ArtifactError(error.to_string()))?;
+        self.stored.lock().unwrap().insert(port.to_owned(), bytes);
+        let (file_id, sha256, e_tag) = (Uuid::now_v7(), String::new(), String::new());
+        Ok(StoredFile { file_id, filename: filename.to_owned(), sha256, size, e_tag })
+    }
+}
+
+struct Bench {
+    engine: Docker,
+    work: TempDir,
+    memory: Memory,
+    stop: CancellationToken,
+}
+
+impl Bench {
+    fn new() -> Self {
+        LazyLock::force(&IMPORTED);
+        let work = tempfile::tempdir().unwrap();
+        Self {
+            engine: Docker::connect().unwrap(),
+            work,
+            memory: Memory::default(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Runs a task, calling `seen` with every event as it comes, and checks that nothing is left.
+    async fn run(&self, task: &Task, mut seen: impl FnMut(&Event)) -> (Outcome, Vec<Event>) {
+        let (sender, mut receiver) = mpsc::channel(16);
+        let mut events = Vec::new();
+        let running = async {
+            let running =
+                run(&self.engine, self.work.path(), task, &self.memory, &sender, &self.stop);
+            let outcome = is_send(running).await;
+            drop(sender);
+            outcome
+        };
+        let reading = async {
+            while let Some(event) = receiver.recv().await {
+                seen(&event);
+                events.push(event);
+            }
+        };
+        let both = timeout(DEADLINE, async { tokio::join!(running, reading) }).await;
+        let Ok((outcome, ())) = both else { panic!("no end; seen so far: {events:#?}") };
+        self.assert_nothing_left(task).await;
+        (outcome, events)
+    }
+
+    async fn run_script(&self, script: &str) -> (Outcome, Vec<Event>) {
+        self.run(&task(script), |_| ()).await
+    }
+
+    async fn fail(&self, task: &Task) -> (TaskError, Vec<Event>) {
+        let (outcome, events) = self.run(task, |_| ()).await;
+        let Outcome::Failed(error) = outcome else { panic!("{outcome:?}, {events:#?}") };
+        let last = texts(&events).pop().unwrap();
+        assert_eq!(last, format!("[ERROR] solverd: {}", error.message));
+        (error, events)
+    }
+
+    async fn assert_nothing_left(&self, task: &Task) {
+        let label = format!("{JOB_LABEL}={}", task.job_id);
+        assert_eq!(self.engine.list(&label).await.unwrap(), [], "containers");
+        let folders: Vec<_> =
+            self.work.path().read_dir().unwrap().flatten().map(|entry| entry.path()).collect();
+        assert_eq!(folders, Vec::<std::path::PathBuf>::new(), "folders");
+    }
+}
+
+/// Whoever schedules jobs spawns them.
+fn is_send<T: Send>(future: T) -> T {
+    future
+}
+
+fn task(script: &str) -> Task {
+    Task {
+        job_id: Uuid::now_v7(),
+        image: IMAGE.to_owned(),
+        command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
+        env: BTreeMap::new(),
+        resources: Resources { nano_cpus: 1_000_000_000, memory_bytes: 64 << 20 },
+        network: false,
+        labels: BTreeMap::new(),
+        progress_regexp: None,
+        values: serde_json::Map::new(),
+        files: Vec::new(),
+        outputs: Vec::new(),
+    }
+}
+
+fn file_output(path: &str) -> OutputPort {
+    OutputPort { key: "output_1".to_owned(), path: Some(path.to_owned()), default: None }
+}
+
+/// Log lines without their timestamps.
+fn texts(events: &[Event]) -> Vec<String> {
+    let lines = events
+        .iter()
+        .filter_map(|event| if let Event::Log(line) = event { Some(line) } else { None });
+    lines.map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+}
+
+/// What the solver printed, without our own lines.
+fn printed(events: &[Event]) -> Vec<String> {
+    texts(events).into_iter().filter(|text| !text.contains("solverd")).collect()
+}
+
+fn progress(events: &[Event]) -> Vec<u8> {
+    events
+        .iter()
+        .filter_map(
+            |event| if let Event::Progress(percent) = event { Some(*percent) } else { None },
+        )
+        .collect()
+}
+
+#[tokio::test]
+async fn files_and_values_go_in_and_come_out() {
+    let mut bench = Bench::new();
+    let file_id = Uuid::now_v7();
+    bench.memory.files.insert(file_id, b"hello".to_vec());
+    let mut task = task(
+        r#"
+        cat /inputs/deep/in.txt > /outputs/single_number.txt
+        cat $INPUT_FOLDER/inputs.json; echo
+        echo '{"output_2": 7, "undeclared": 1}' > $OUTPUT_FOLDER/outputs.json
+        touch $LOG_FOLDER/log.dat
+        echo $SC_COMP_SERVICES_SCHEDULED_AS $SIMCORE_NANO_CPUS_LIMIT $SIMCORE_MEMORY_BYTES_LIMIT $MORE
+        "#,
+    );
+    task.env = [("MORE", "a=b"), ("INPUT_FOLDER", "/overridden")]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .into();
+    task.values = json!({"input_2": "false", "input_3": null}).as_object().unwrap().clone();
+    task.files = vec![InputFile {
+        port: "input_1".to_owned(),
+        file_id,
+        path: "deep/in.txt".to_owned(),
+        sha256: Some("2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824".to_owned()),
+    }];
+    let value = |key: &str, default| OutputPort { key: key.to_owned(), path: None, default };
+    task.outputs = vec![
+        file_output("single_number.txt"),
+        value("output_2", None),
+        value("output_3", Some(json!([1]))),
+    ];
+
+    let (outcome, events) = bench.run(&task, |_| ()).await;
+    let Outcome::Succeeded(mut outputs) = outcome else { panic!("{outcome:?}, {events:#?}") };
+    assert_eq!(outputs.remove("output_2"), Some(Output::Value(json!(7))));
+    assert_eq!(outputs.remove("output_3"), Some(Output::Value(json!([1]))));
+    let Some(Output::File(stored)) = outputs.remove("output_1") else { panic!("no file") };
+    assert_eq!((stored.filename.as_str(), stored.size), ("single_number.txt", 5));
+    assert_eq!(bench.memory.stored.lock().unwrap()["output_1"], b"hello");
+    assert_eq!(outputs, BTreeMap::new());
+
+    assert_eq!(
+        printed(&events),
+        [r#"{"input_2":"false","input_3":null}"#, "CPU 1000000000 67108864 a=b"]
+    );
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, Event::Started { container } if container.len() == 64))
+    );
+    let ours: Vec<_> = texts(&events).into_iter().filter(|text| text.contains("solverd")).collect();
+    assert!(ours.iter().all(|text| text.starts_with("[solverd] ")), "{ours:#?}");
+}
+
+#[tokio::test]
+async fn every_line_arrives_once_and_in_order() {
+    let bench = Bench::new();
+    let (outcome, events) =
+        bench.run_script("seq 1 20000; echo error >&2; printf 'no newline'").await;
+    assert_eq!(outcome, Outcome::Succeeded(BTreeMap::new()));
+    let (numbers, mut rest): (Vec<_>, Vec<_>) =
+        printed(&events).into_iter().partition(|text| text.parse::<u32>().is_ok());
+    let wrong = numbers.iter().zip(1..).find(|(text, number)| **text != number.to_string());
+    assert_eq!((wrong, numbers.len()), (None, 20_000));
+    rest.sort();
+    assert_eq!(rest, ["error", "no newline"]);
+
+    let timestamps = events
+        .iter()
+        .filter_map(|event| if let Event::Log(line) = event { line.get(..30) } else { None });
+    assert!(timestamps.clone().all(|at| at.ends_with('Z')), "{:?}", timestamps.collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn long_lines_are_put_together_and_cut() {
+    let bench = Bench::new();
+    let script = "x() { head -c $1 /dev/zero | tr '\\0' x; echo; }; x 50000; x 100000; echo next";
+    let (_, events) = bench.run_script(script).await;
+    let lines: Vec<_> =
+        texts(&events).into_iter().filter(|text| text.starts_with('x') || text == "next").collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines[0] == "x".repeat(50_000), "{}", lines[0].len());
+    assert!(
+        lines[1].ends_with("x [solverd: line cut here, 34495 bytes more]"),
+        "{}",
+        &lines[1][65_000..]
+    );
+}
+
+#[tokio::test]
+async fn progress_is_read_from_lines_and_ends_below_100() {
+    let bench = Bench::new();
+    let script = "echo '[PROGRESS] 1/3'; echo '[PROGRESS] 0.2'; echo '[PROGRESS] 2/3...'; echo '[PROGRESS] 3/3'";
+    let (_, events) = bench.run_script(script).await;
+    assert_eq!(progress(&events), [5, 35, 65, 95]);
+
+    let mut task = task("echo 50%; echo 'step 1/2'");
+    task.progress_regexp = Some("step (?P<value>(?P<fraction>[0-9]+/[0-9]+))".to_owned());
+    let (_, events) = bench.run(&task, |_| ()).await;
+    assert_eq!(progress(&events), [5, 50]);
+
+    task.progress_regexp = Some("(?=lookahead)".to_owned());
+    task.job_id = Uuid::now_v7();
+    let (_, events) = bench.run(&task, |_| ()).await;
+    assert_eq!(progress(&events), [5, 50]);
+    assert!(texts(&events).iter().any(|text| text.starts_with("[WARNING] solverd: ")));
+}
+
+#[tokio::test]
+async fn an_exit_code_fails_with_the_last_lines() {
+    let bench = Bench::new();
+    let (error, _) = bench.fail(&task("seq 1 30; exit 3")).await;
+    assert_eq!(
+        (error.kind, error.message.as_str()),
+        (FailureKind::Exit, "the solver exited with code 3")
+    );
+    let last: Vec<_> =
+        error.last_lines.iter().map(|line| line.split_once(' ').unwrap().1).collect();
+    assert_eq!(last, (11..=30).map(|number| number.to_string()).collect::<Vec<_>>());
+
+    for (signal, code) in [("SEGV", 139), ("KILL", 137)] {
+        let (error, _) = bench.fail(&task(&format!("kill -{signal} $$"))).await;
+        let message = format!("the solver exited with code {code} (SIG{signal})");
+        assert_eq!((error.kind, error.message), (FailureKind::Exit, message));
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_is_not_there_fails() {
+    let bench = Bench::new();
+    let mut task = task("");
+    task.command = vec!["nosuchprogram".to_owned()];
+    let (error, _) = bench.fail(&task).await;
+    assert_eq!(error.message, "the solver exited with code 127 (command not found)");
+}
+
+#[tokio::test]
+async fn out_of_memory_names_the_limit() {
+    let bench = Bench::new();
+    let mut task = task("echo big; dd if=/dev/zero of=/dev/null bs=256M count=1");
+    task.resources.memory_bytes = 32 << 20;
+    let (error, _) = bench.fail(&task).await;
+    assert_eq!(error.kind, FailureKind::OutOfMemory, "{error:?}");
+    assert_eq!(error.message, "the solver needed more than its 32 MiB of memory, and was killed");
+    assert!(error.last_lines.iter().any(|line| line.ends_with(" big")), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_missing_output_says_what_was_there() {
+    let bench = Bench::new();
+    let mut task = task("mkdir -m 777 /outputs/b; touch /outputs/a.txt /outputs/b/c; echo done");
+    task.outputs = vec![file_output("single_number.txt")];
+    let (error, _) = bench.fail(&task).await;
+    assert_eq!((error.kind, error.port.as_deref()), (FailureKind::Output, Some("output_1")));
+    let message =
+        "output `output_1`: could not locate `single_number.txt` in /outputs; found: a.txt, b/…";
+    assert_eq!(error.message, message);
+    assert_eq!(error.last_lines.len(), 1);
+}
+
+#[tokio::test]
+async fn an_output_that_only_its_owner_may_read_is_explained() {
+    let bench = Bench::new();
+    let mut task = task("umask 077; echo secret > /outputs/x");
+    task.outputs = vec![file_output("x")];
+    let (outcome, _) = bench.run(&task, |_| ()).await;
+    match outcome {
+        Outcome::Succeeded(_) => assert!(rustix::process::geteuid().is_root()),
+        Outcome::Failed(error) => {
+            assert_eq!(error.kind, FailureKind::Output);
+            assert!(
+                error.message.contains("the solver must adopt the owner of /inputs"),
+                "{error}"
+            );
+        }
+        Outcome::Stopped => panic!("stopped"),
+    }
+}
+
+#[tokio::test]
+async fn a_link_among_the_outputs_is_not_followed() {
+    let bench = Bench::new();
+    for script in [
+        "ln -s /etc/shadow /outputs/x",
+        "ln -s /etc/shadow /outputs/outputs.json; touch /outputs/x",
+    ] {
+        let mut task = task(script);
+        let value = OutputPort { key: "output_2".to_owned(), path: None, default: None };
+        task.outputs = vec![file_output("x"), value];
+        let (error, _) = bench.fail(&task).await;
+        assert_eq!(error.kind, FailureKind::Output);
+        assert!(error.message.contains("is a symbolic link"), "{}", error.message);
+    }
+    assert!(bench.memory.stored.lock().unwrap().values().all(Vec::is_empty));
+}
+
+#[tokio::test]
+async fn a_running_solver_is_stopped() {
+    let bench = Bench::new();
+    let task = task("trap 'echo bye; exit 0' TERM; echo ready; sleep 600 & wait");
+    let (outcome, events) = bench
+        .run(&task, |event| {
+            if let Event::Log(line) = event
+                && line.ends_with(" ready")
+            {
+                bench.stop.cancel();
+            }
+        })
+        .await;
+    assert_eq!(outcome, Outcome::Stopped);
+    assert_eq!(printed(&events), ["ready", "bye"]);
+    assert_eq!(texts(&events).last().unwrap(), "[solverd] stopped");
+}
+
+#[tokio::test]
+async fn staging_is_stopped() {
+    let bench = Bench::new();
+    let mut task = task("echo never");
+    task.files = vec![InputFile {
+        port: "input_1".to_owned(),
+        file_id: Uuid::now_v7(),
+        path: "never.txt".to_owned(),
+        sha256: None,
+    }];
+    let cancel = async {
+        bench.memory.asked.notified().await;
+        bench.stop.cancel();
+    };
+    let ((outcome, events), ()) = tokio::join!(bench.run(&task, |_| ()), cancel);
+    assert_eq!(outcome, Outcome::Stopped);
+    assert!(!events.iter().any(|event| matches!(event, Event::Started { .. })), "{events:#?}");
+}
+
+#[tokio::test]
+async fn a_task_that_is_stopped_already_never_starts() {
+    let bench = Bench::new();
+    bench.stop.cancel();
+    let (outcome, events) = bench.run_script("echo never").await;
+    assert_eq!(outcome, Outcome::Stopped);
+    assert!(!events.iter().any(|event| matches!(event, Event::Started { .. })), "{events:#?}");
+}
+
+#[tokio::test]
+async fn a_failed_input_fails_the_task() {
+    let mut bench = Bench::new();
+    let file_id = Uuid::now_v7();
+    bench.memory.files.insert(file_id, b"hello".to_vec());
+    let mut task = task("echo never");
+    let (port, path) = ("input_1".to_owned(), "in.txt".to_owned());
+    task.files = vec![InputFile { port, file_id, path, sha256: Some("00".repeat(32)) }];
+    let (error, events) = bench.fail(&task).await;
+    assert_eq!((error.kind, error.port.as_deref()), (FailureKind::Input, Some("input_1")));
+    assert_eq!(printed(&events), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_missing_image_is_named() {
+    let bench = Bench::new();
+    let mut task = task("");
+    task.image = "solverd-test/nosuch:1.2.3".to_owned();
+    let (error, _) = bench.fail(&task).await;
+    assert_eq!(error.kind, FailureKind::Image);
+    assert!(error.message.contains("solverd-test/nosuch:1.2.3"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn a_container_is_hardened() {
+    let bench = Bench::new();
+    let script = "ls /sys/class/net; grep -E 'CapBnd|NoNewPrivs|Seccomp:' /proc/self/status; cat /proc/1/comm; stat -c %u:%a /inputs /outputs";
+    let (_, events) = bench.run_script(script).await;
+    let owner = if rustix::process::geteuid().is_root() {
+        8004
+    } else {
+        rustix::process::geteuid().as_raw()
+    };
+    assert_eq!(
+        printed(&events),
+        [
+            "lo",
+            "CapBnd:\t00000000000000cb",
+            "NoNewPrivs:\t1",
+            "Seccomp:\t2",
+            "docker-init",
+            &format!("{owner}:755"),
+            &format!("{owner}:777"),
+        ]
+    );
+
+    let mut networked = task("ls /sys/class/net");
+    networked.network = true;
+    let (_, events) = bench.run(&networked, |_| ()).await;
+    assert_eq!(printed(&events), ["eth0", "lo"]);
+}
+
+#[tokio::test]
+async fn a_second_run_of_a_job_does_not_disturb_the_first() {
+    let bench = Bench::new();
+    let task = task("trap 'echo first; exit 0' TERM; echo ready; sleep 600 & wait");
+    let ready = Notify::new();
+    let first = bench.run(&task, |event| {
+        if let Event::Log(line) = event
+            && line.ends_with(" ready")
+        {
+            ready.notify_one();
+        }
+    });
+    let second = async {
+        ready.notified().await;
+        let (sender, _receiver) = mpsc::channel(64);
+        let outcome =
+            run(&bench.engine, bench.work.path(), &task, &bench.memory, &sender, &bench.stop).await;
+        bench.stop.cancel();
+        outcome
+    };
+    let ((outcome, events), second) = tokio::join!(first, second);
+    assert_eq!(outcome, Outcome::Stopped);
+    assert_eq!(printed(&events), ["ready", "first"]);
+    assert!(
+        matches!(second, Outcome::Failed(TaskError { kind: FailureKind::Machine, .. })),
+        "{second:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_an_abandoned_run_leaves_is_cleaned_up() {
+    let bench = Bench::new();
+    let task = task("sleep 600");
+    let (sender, mut events) = mpsc::channel(64);
+    let started = async { while !matches!(events.recv().await.unwrap(), Event::Started { .. }) {} };
+    tokio::select! {
+        outcome = run(&bench.engine, bench.work.path(), &task, &bench.memory, &sender, &bench.stop) => panic!("{outcome:?}"),
+        () = started => {}
+    }
+    let found = bench.engine.list(&format!("{JOB_LABEL}={}", task.job_id)).await.unwrap();
+    assert_eq!(found[0].labels[JOB_LABEL], task.job_id.to_string());
+    for _ in 0..2 {
+        clean_up(&bench.engine, bench.work.path(), task.job_id).await.unwrap();
+        bench.assert_nothing_left(&task).await;
+    }
+}
+
+#[tokio::test]
+async fn a_task_ends_although_nobody_listens() {
+    let bench = Bench::new();
+    let task = task("seq 1 1000");
+    let (sender, receiver) = mpsc::channel(1);
+    drop(receiver);
+    let running = run(&bench.engine, bench.work.path(), &task, &bench.memory, &sender, &bench.stop);
+    assert_eq!(timeout(DEADLINE, running).await.unwrap(), Outcome::Succeeded(BTreeMap::new()));
+}
+
+#[tokio::test]
+async fn the_engine_tells_about_itself_and_its_images() {
+    let bench = Bench::new();
+    bench.engine.ping().await.unwrap();
+    let machine = bench.engine.machine().await.unwrap();
+    assert!(
+        machine.resources.nano_cpus >= 1_000_000_000 && machine.resources.memory_bytes > 64 << 20
+    );
+    assert!(!machine.version.is_empty());
+    let image = bench.engine.image(IMAGE).await.unwrap();
+    assert!(image.id.starts_with("sha256:"));
+    assert_eq!(
+        serde_json::from_str::<Value>(&image.labels["solverd.test"]).unwrap(),
+        json!({"a": 1})
+    );
+    let missing = bench.engine.image("solverd-test/nosuch:1").await;
+    assert!(matches!(missing, Err(EngineError::NoImage(name)) if name == "solverd-test/nosuch:1"));
+    for gone in
+        [bench.engine.remove("nosuch").await, bench.engine.stop("nosuch", Duration::ZERO).await]
+    {
+        gone.unwrap();
+    }
+    assert!(bench.engine.wait("nosuch").await.is_err());
+}
+
+#[test]
+fn the_binary_runs_one_task() {
+    LazyLock::force(&IMPORTED);
+    let folder = tempfile::tempdir().unwrap();
+    let binary = |task: &Task| {
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("task.json"), serde_json::to_vec(task).unwrap()).unwrap();
+        std::fs::write(at("in.txt"), "hello").unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_solverd-runner"))
+            .arg(at("task.json"))
+            .arg("--files")
+            .arg(folder.path())
+            .arg("--out")
+            .arg(at("out"))
+            .output()
+            .unwrap();
+        let lines = String::from_utf8(output.stdout).unwrap();
+        let last = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        (output.status.code(), last)
+    };
+    let mut task = task("cp /inputs/in.txt /outputs/out.txt");
+    let (port, file_id, path) = ("input_1".to_owned(), Uuid::nil(), "in.txt".to_owned());
+    task.files = vec![InputFile { port, file_id, path, sha256: None }];
+    task.outputs = vec![file_output("out.txt")];
+    let (code, outcome) = binary(&task);
+    assert!(code == Some(0) && matches!(outcome, Outcome::Succeeded(_)), "{outcome:?}");
+    assert_eq!(
+        std::fs::read_to_string(folder.path().join("out/output_1/out.txt")).unwrap(),
+        "hello"
+    );
+
+    task.outputs = vec![file_output("nosuch.txt")];
+    let (code, outcome) = binary(&task);
+    assert!(code == Some(1) && matches!(outcome, Outcome::Failed(_)), "{outcome:?}");
+    assert!(Path::new(&folder.path().join("out/work")).read_dir().unwrap().next().is_none());
+}
