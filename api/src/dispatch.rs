@@ -30,6 +30,7 @@ use crate::{
         time::now,
     },
     objects::{self, Objects},
+    report::chain,
     store::{self, Claimed, Db},
 };
 
@@ -199,7 +200,7 @@ impl Dispatcher {
         }
         let dispatcher = self.clone();
         self.0.tasks.spawn(async move {
-            if let Err(error) = dispatcher.drive(claimed, stop).await {
+            if let Err(error) = Box::pin(dispatcher.drive(claimed, stop)).await {
                 tracing::error!(job = %id, error = chain(&error), "the job could not be brought to its end");
             }
             dispatcher.0.running().remove(&id);
@@ -225,26 +226,30 @@ impl Dispatcher {
                     // The reader lives as long as this block.
                     let _ = sender.send(Event::Log(log_line(&line))).await;
                 }
-                solverd_runner::run(&inner.engine, &inner.work, &task, &artifacts, &sender, &stop)
-                    .await
+                Box::pin(solverd_runner::run(
+                    &inner.engine,
+                    &inner.work,
+                    &task,
+                    &artifacts,
+                    &sender,
+                    &stop,
+                ))
+                .await
             },
             self.record(&mut claimed, receiver),
         );
         if let Err(error) = recorded {
             tracing::error!(job = %claimed.job.id, error = chain(&error), "events were lost");
         }
-        let outcome = match outcome {
-            Outcome::Stopped
-                if inner.closing.is_cancelled() && !self.stop_was_asked(&claimed).await? =>
-            {
-                Outcome::Failed(TaskError {
-                    kind: FailureKind::Lost,
-                    port: None,
-                    message: "solverd was shut down while the job ran; start a new one".to_owned(),
-                    last_lines: Vec::new(),
-                })
-            }
-            other => other,
+        let outcome = if outcome == Outcome::Stopped && !self.stop_was_asked(&claimed).await? {
+            Outcome::Failed(TaskError {
+                kind: FailureKind::Lost,
+                port: None,
+                message: "solverd was shut down while the job ran; start a new one".to_owned(),
+                last_lines: Vec::new(),
+            })
+        } else {
+            outcome
         };
         self.finish(&claimed, &release, outcome, artifacts).await
     }
@@ -265,7 +270,7 @@ impl Dispatcher {
                     }
                     Event::Progress(percent) => progress = Some(i32::from(percent)),
                     Event::Started { container } => {
-                        result = result.and(db.job_start(claimed, container, now()).await)
+                        result = result.and(db.job_start(claimed, container, now()).await);
                     }
                 }
             }
@@ -344,15 +349,4 @@ fn fits(asked: Resources, there: Resources) -> bool {
 #[expect(clippy::disallowed_methods, reason = "log lines keep nanoseconds, like the engine's")]
 fn log_line(text: &str) -> String {
     format!("{} {text}", chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true))
-}
-
-/// An error with its causes, for the log.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 use utoipa::{IntoResponses, ToSchema};
 
-use crate::{domain::id::JobId, objects, openapi, store};
+use crate::{domain::id::JobId, objects, openapi, report::chain, store};
 
 /// What every handler returns.
 pub type Result<T, E = ApiError> = std::result::Result<T, E>;
@@ -221,13 +221,8 @@ impl ResponseError for ApiError {
     fn error_response(&self) -> HttpResponse {
         let support_id = self.status_code().is_server_error().then(support_id);
         if let Some(id) = &support_id {
-            let mut chain = String::new();
-            let mut cause = self.cause.as_deref();
-            while let Some(error) = cause {
-                chain += &format!(": {error}");
-                cause = error.source();
-            }
-            tracing::error!(support_id = id, code = ?self.code, "{}{chain}", self);
+            let cause = self.cause.as_deref().map(chain).unwrap_or_default();
+            tracing::error!(support_id = id, code = ?self.code, "{self}: {cause}");
         }
         let mut response = HttpResponse::build(self.status_code());
         if self.status_code() == StatusCode::UNAUTHORIZED {

@@ -245,7 +245,7 @@ pub struct JobMetadataUpdate {
 /// Values by port.
 #[derive(ToSchema)]
 #[schema(as = KeywordArguments)]
-#[expect(dead_code, reason = "only its schema is used")]
+#[expect(dead_code, clippy::zero_sized_map_values, reason = "only its schema is used")]
 pub struct KeywordArguments(std::collections::HashMap<String, ArgumentTypes>);
 
 /// What a port takes: a file, a number, a truth value, text, a list, or nothing.

@@ -15,6 +15,7 @@ pub mod meta;
 pub mod objects;
 pub mod openapi;
 pub mod paging;
+pub mod report;
 pub mod request;
 pub mod routes;
 pub mod settings;

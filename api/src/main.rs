@@ -90,7 +90,7 @@ enum Solvers {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
+    match Box::pin(run()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // A reader that has gone away (`solverd … | head`) is no failure to shout about.
@@ -137,7 +137,7 @@ async fn run() -> anyhow::Result<()> {
             writeln!(out, "revoked {key}")?;
         }
         Command::Solvers(Solvers::Publish { images }) => {
-            publish(&settings, &images, &mut out).await?
+            publish(&settings, &images, &mut out).await?;
         }
         Command::Solvers(Solvers::List { json }) => list(&settings, json, &mut out).await?,
     }

@@ -48,7 +48,8 @@ impl Paging {
             offset: params
                 .get("offset", "must be a number from 0", within(0, i64::MAX))?
                 .unwrap_or(0),
-            path: request.path().to_owned(),
+            // Solver keys are shown with their slashes, however they came; both forms are routes.
+            path: request.path().replace("%2F", "/").replace("%2f", "/"),
             query: request.query_string().to_owned(),
         })
     }

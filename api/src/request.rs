@@ -1,6 +1,6 @@
 //! Reads parameters and bodies of requests, so that every refusal names the field, the value and the rule.
 
-use std::{collections::HashMap, future::Future, pin::Pin};
+use std::{collections::HashMap, future::Future, iter, pin::Pin};
 
 use actix_web::{
     FromRequest, HttpRequest, dev::Payload, error::PayloadError, http::header, web::Bytes,
@@ -8,6 +8,7 @@ use actix_web::{
 use percent_encoding::percent_decode_str;
 use serde::de::DeserializeOwned;
 use serde_json::Value as Json;
+use serde_path_to_error::Segment;
 
 use crate::error::{ApiError, ErrorCode, FieldError, Result};
 
@@ -141,7 +142,7 @@ impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
                 )
                 .into(),
             })?;
-            parse(&bytes).map(Self).map_err(ApiError::from)
+            parse(&bytes).map(Self).map_err(|error| ApiError::from(*error))
         })
     }
 }
@@ -153,28 +154,39 @@ fn too_large() -> ApiError {
     )
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FieldError> {
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Box<FieldError>> {
     if bytes.is_empty() {
-        return Err(FieldError::new("missing", &["body"], Json::Null, "is required"));
+        return Err(FieldError::new("missing", &["body"], Json::Null, "is required").into());
     }
-    let deserializer = &mut serde_json::Deserializer::from_slice(bytes);
-    serde_path_to_error::deserialize(deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        let mut loc = vec!["body".to_owned()];
-        loc.extend(
-            path.split('.').filter(|part| !matches!(*part, "." | "" | "?")).map(str::to_owned),
-        );
-        let input = serde_json::from_slice::<Json>(bytes).ok();
-        let pointer: String = loc.iter().skip(1).map(|part| format!("/{part}")).collect();
-        let input = input.and_then(|body| body.pointer(&pointer).cloned()).unwrap_or(Json::Null);
-        FieldError {
-            kind: "json_invalid",
-            msg: format!("`{}`: {}", loc.join("."), error.inner()),
-            loc,
-            input,
-            ctx: None,
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let refuse = |loc: Vec<String>, error: &serde_json::Error| {
+        let mut input = serde_json::from_slice::<Json>(bytes).unwrap_or_default();
+        for part in &loc[1..] {
+            input = match input {
+                Json::Object(mut fields) => fields.remove(part),
+                Json::Array(mut items) => part
+                    .parse()
+                    .ok()
+                    .filter(|index| *index < items.len())
+                    .map(|index: usize| items.swap_remove(index)),
+                Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => None,
+            }
+            .unwrap_or_default();
         }
-    })
+        let msg = format!("`{}`: {error}", loc.join("."));
+        Box::new(FieldError { kind: "json_invalid", msg, loc, input, ctx: None })
+    };
+    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let parts = error.path().iter().filter_map(|segment| match segment {
+            Segment::Seq { index } => Some(index.to_string()),
+            Segment::Map { key } => Some(key.clone()),
+            Segment::Enum { variant } => Some(variant.clone()),
+            Segment::Unknown => None,
+        });
+        refuse(iter::once("body".to_owned()).chain(parts).collect(), error.inner())
+    })?;
+    deserializer.end().map_err(|error| refuse(vec!["body".to_owned()], &error))?;
+    Ok(value)
 }
 
 #[cfg(test)]
@@ -207,5 +219,11 @@ mod tests {
         );
         assert_eq!(parse::<Outer>(b"").unwrap_err().msg, "`body` is required, got null");
         assert!(parse::<Outer>(b"{").unwrap_err().msg.contains("EOF"));
+        assert!(parse::<Json>(b"{} {}").unwrap_err().msg.contains("trailing characters"));
+        let error = parse::<Vec<Inner>>(br#"[{"size": 1}, {"size": "a.b"}]"#).unwrap_err();
+        assert_eq!(
+            (error.loc.join("."), error.input),
+            ("body.1.size".to_owned(), Json::from("a.b"))
+        );
     }
 }

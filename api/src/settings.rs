@@ -156,7 +156,12 @@ pub fn with_config_file(command: Command, arguments: &[OsString]) -> anyhow::Res
             toml::Value::String(text) => text,
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Boolean(truth) => truth.to_string(),
-            _ => bail!("{}: `{key}` must be a string, a number or a truth value", path.display()),
+            toml::Value::Float(_)
+            | toml::Value::Datetime(_)
+            | toml::Value::Array(_)
+            | toml::Value::Table(_) => {
+                bail!("{}: `{key}` must be a string, a number or a truth value", path.display())
+            }
         };
         if !known {
             bail!("{}: there is no setting `{key}`; `solverd --help` lists them", path.display());

@@ -263,13 +263,14 @@ fn spec(task: &Task, folders: &Folders) -> ContainerSpec {
 }
 
 fn failure(exit: Exit, task: &Task) -> Option<TaskError> {
+    let code = exit.code;
+    let limit = task.resources.memory_bytes / (1024 * 1024);
     if exit.out_of_memory {
-        let limit = task.resources.memory_bytes / (1024 * 1024);
         let message =
             format!("the solver needed more than its {limit} MiB of memory, and was killed");
         return Some(TaskError::new(FailureKind::OutOfMemory, message));
     }
-    let meaning = match exit.code {
+    let meaning = match code {
         0 => return None,
         126 => " (the command cannot be executed)",
         127 => " (command not found)",
@@ -280,15 +281,15 @@ fn failure(exit: Exit, task: &Task) -> Option<TaskError> {
         134 => " (SIGABRT)",
         135 => " (SIGBUS)",
         136 => " (SIGFPE)",
-        137 => " (SIGKILL)",
+        // The engine misses some of these kills when everything ends with the process that was killed.
+        137 => {
+            &format!(" (SIGKILL), which is also what happens at its limit of {limit} MiB of memory")
+        }
         139 => " (SIGSEGV)",
         141 => " (SIGPIPE)",
         143 => " (SIGTERM)",
         159 => " (SIGSYS)",
         _ => "",
     };
-    Some(TaskError::new(
-        FailureKind::Exit,
-        format!("the solver exited with code {}{meaning}", exit.code),
-    ))
+    Some(TaskError::new(FailureKind::Exit, format!("the solver exited with code {code}{meaning}")))
 }

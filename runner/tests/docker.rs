@@ -330,10 +330,13 @@ async fn an_exit_code_fails_with_the_last_lines() {
         error.last_lines.iter().map(|line| line.split_once(' ').unwrap().1).collect();
     assert_eq!(last, (11..=30).map(|number| number.to_string()).collect::<Vec<_>>());
 
-    for (signal, code) in [("SEGV", 139), ("KILL", 137)] {
+    for (signal, meaning) in [("SEGV", "139 (SIGSEGV)"), ("KILL", "137 (SIGKILL), which is also")] {
         let (error, _) = bench.fail(&task(&format!("kill -{signal} $$"))).await;
-        let message = format!("the solver exited with code {code} (SIG{signal})");
-        assert_eq!((error.kind, error.message), (FailureKind::Exit, message));
+        assert_eq!(error.kind, FailureKind::Exit);
+        assert!(
+            error.message.starts_with(&format!("the solver exited with code {meaning}")),
+            "{error}"
+        );
     }
 }
 
@@ -348,13 +351,23 @@ async fn a_command_that_is_not_there_fails() {
 
 #[tokio::test]
 async fn out_of_memory_names_the_limit() {
+    const BOMB: &str = "echo big; dd if=/dev/zero of=/dev/null bs=256M count=1";
     let bench = Bench::new();
-    let mut task = task("echo big; dd if=/dev/zero of=/dev/null bs=256M count=1");
-    task.resources.memory_bytes = 32 << 20;
-    let (error, _) = bench.fail(&task).await;
+    let limited = |script: &str| {
+        let mut task = task(script);
+        task.resources.memory_bytes = 32 << 20;
+        task
+    };
+    // Docker hears of the kill while the container lives on.
+    let (error, _) = bench.fail(&limited(&format!("{BOMB}; sleep 1; exit 1"))).await;
     assert_eq!(error.kind, FailureKind::OutOfMemory, "{error:?}");
     assert_eq!(error.message, "the solver needed more than its 32 MiB of memory, and was killed");
     assert!(error.last_lines.iter().any(|line| line.ends_with(" big")), "{error:?}");
+
+    // When it ends with the process that was killed, Docker 20.10 loses the fact now and then.
+    let (error, _) = bench.fail(&limited(&format!("{BOMB}; exit $?"))).await;
+    assert!(matches!(error.kind, FailureKind::OutOfMemory | FailureKind::Exit), "{error:?}");
+    assert!(error.message.contains("32 MiB of memory"), "{error:?}");
 }
 
 #[tokio::test]

@@ -5,10 +5,10 @@ use std::sync::{Mutex, PoisonError};
 use solverd_runner::task::{ArtifactError, Artifacts, InputFile, StoredFile};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::chain;
 use crate::{
     domain::{file::File, id::FileId},
     objects::Objects,
+    report::chain,
 };
 
 /// The files of one job; remembers what it has stored, so that a failure can take it back.

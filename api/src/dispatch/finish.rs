@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value as Json, json};
 use solverd_runner::task::{FailureKind, Outcome, Output, TaskError};
 
-use super::{Dispatcher, Result, artifacts::JobArtifacts, chain, log_line};
+use super::{Dispatcher, Result, artifacts::JobArtifacts, log_line};
 use crate::{
     domain::{
         file::{File, FileRef},
@@ -15,6 +15,7 @@ use crate::{
         time::now,
         value::{Values, cast_output},
     },
+    report::chain,
     store::Claimed,
 };
 

@@ -344,12 +344,11 @@ mod tests {
                 let mut job = Job { state, ..job() };
                 let before = job.clone();
                 let name = transition.name();
-                let after = match job.apply(transition, now()) {
-                    Ok(()) => job.state.to_string(),
-                    Err(_) => {
-                        assert_eq!(job, before, "a refused step changes nothing");
-                        "-".to_owned()
-                    }
+                let after = if job.apply(transition, now()).is_ok() {
+                    job.state.to_string()
+                } else {
+                    assert_eq!(job, before, "a refused step changes nothing");
+                    "-".to_owned()
                 };
                 matrix += format!("{state:<12}{name:<9}{after}").trim_end();
                 matrix += "\n";

@@ -101,7 +101,8 @@ impl InputRules {
                     "a file is expected",
                 )),
                 (_, Some(validator)) => {
-                    if let Some((rule, message)) = breach(validator, value) {
+                    if let Some((rule, message)) = breach(&port.content_schema(), validator, value)
+                    {
                         problems.push(problem(port, value, rule, &message));
                     }
                 }
@@ -139,18 +140,28 @@ fn excerpt(value: &Json) -> String {
     if text.chars().count() <= 80 { text } else { text.chars().take(79).chain(['…']).collect() }
 }
 
-/// The first rule that no reading of the value meets.
-fn breach(validator: &Validator, value: &Json) -> Option<(Json, String)> {
-    let error = validator.iter_errors(value).next()?;
-    let keyword = error.kind().keyword();
+/// The rule that no reading of the value meets: that of the reading that comes closest, so `"66"` is above a maximum of 65 rather
+/// than no integer.
+fn breach(schema: &Json, validator: &Validator, value: &Json) -> Option<(Json, String)> {
+    let first = |value: &Json| {
+        let error = validator.iter_errors(value).next()?;
+        let keyword = error.kind().keyword();
+        let rule = schema.pointer(error.schema_path().as_str()).cloned().unwrap_or_default();
+        let at = error.instance_path().to_string();
+        let place = if at.is_empty() { at } else { format!(" at {at}") };
+        Some((keyword.to_owned(), json!({ keyword: rule }), format!("{error}{place}")))
+    };
+    let (mut keyword, mut rule, mut message) = first(value)?;
     // A number is read as its text only where text is asked for: without a `type`, text would slip past `minimum`.
-    let may_read = value.is_string() || keyword == "type";
-    if may_read && readings(value).iter().any(|reading| validator.is_valid(reading)) {
-        return None;
+    let readings =
+        if value.is_string() || keyword == "type" { readings(value) } else { Vec::new() };
+    for reading in readings {
+        let (other, other_rule, other_message) = first(&reading)?;
+        if keyword == "type" && other != "type" {
+            (keyword, rule, message) = (other, other_rule, other_message);
+        }
     }
-    let at = error.instance_path().to_string();
-    let place = if at.is_empty() { String::new() } else { format!(" at {at}") };
-    Some((json!({ keyword: error.schema_path().to_string() }), format!("{error}{place}")))
+    Some((rule, message))
 }
 
 /// What the text of a value may also mean.
@@ -324,6 +335,11 @@ mod tests {
                 PortType::Integer,
                 json!([1]),
                 r#"input `p` (P): [1] is not of type "integer", got [1]"#,
+            ),
+            (
+                PortType::Schema(json!({"type": "integer", "minimum": 3})),
+                json!("2"),
+                r#"input `p` (P): 2 is less than the minimum of 3, got "2""#,
             ),
             (
                 PortType::Schema(json!({"minimum": 3})),
