@@ -2,12 +2,14 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint build images
+.PHONY: help demo serve test bench lint build images
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 SOLVER ?= sleeper
 SLEEPER := simcore/services/comp/itis/sleeper
-SOLVERD := $(or $(CARGO_TARGET_DIR),target)/debug/solverd
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+SOLVERD := $(TARGET)/debug/solverd
+RELEASE := $(TARGET)/release/solverd
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +40,11 @@ test: ## Run all checks and tests
 	@$(MAKE) --no-print-directory checks
 	url=$$(scripts/postgres.sh) && REQUIRE_POSTGRES=1 SOLVERD_TEST_POSTGRES_URL=$$url cargo test --locked --workspace
 	python=$$(scripts/python.sh) && SOLVERD_BIN=$(SOLVERD) $$python -m pytest tests/client
+
+bench: build ## Time one trivial job beside the engine's own run of the same image
+	@scripts/docker.sh
+	@scripts/images.sh sleeper
+	@python=$$(scripts/python.sh) && SOLVERD_BIN=$(RELEASE) scripts/with_service.sh $(SLEEPER):2.1.6 $$python scripts/bench.py 20 $(SLEEPER):2.1.6
 
 lint: ## Check format, lints and documentation
 	@scripts/rust.sh

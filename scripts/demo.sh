@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Runs a demo against a service of its own, which is gone afterwards: demo.sh [sleeper|calculix].
-# Expects what `make demo` sets up: the program, the image, and the Python environment.
+# Runs a demo: demo.sh [sleeper|calculix]. Expects what `make demo` sets up.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -12,53 +11,7 @@ calculix) program=cantilever.py ;;
 esac
 python=$("$ROOT/scripts/python.sh")
 image=$("$python" -c 'import json, sys; print("{key}:{version}".format(**json.load(open(sys.argv[1]))))' "$ROOT/solvers/$solver/metadata.json")
-solverd=${SOLVERD_BIN:-${CARGO_TARGET_DIR:-$ROOT/target}/debug/solverd}
-log=$CACHE/demo.log
-
-random() { od -An -N "$1" -tx1 /dev/urandom | tr -d ' \n'; }
-
-# The demo is the same whatever this shell is set up for.
-for name in ${!SOLVERD_*} ${!OSPARC_*}; do unset "$name"; done
-data=$(mktemp -d "$CACHE/demo.XXXXXX")
-export SOLVERD_LISTEN=127.0.0.1:0 SOLVERD_S3_LISTEN=127.0.0.1:0 SOLVERD_DATA_DIR=$data/data
-export SOLVERD_BOOTSTRAP_EMAIL=demo@example.com SOLVERD_BOOTSTRAP_KEY SOLVERD_BOOTSTRAP_SECRET
-SOLVERD_BOOTSTRAP_KEY=$(random 8)
-SOLVERD_BOOTSTRAP_SECRET=$(random 32)
-
-pid=
-gone() { ! kill -0 "$pid" 2>/dev/null; }
-finish() {
-    local code=$?
-    trap - EXIT INT TERM
-    if [ -n "$pid" ]; then
-        kill "$pid" 2>/dev/null || true
-        if ! wait_for 20 gone; then
-            echo "error: the service did not stop within 20 s of SIGTERM" >&2
-            kill -KILL "$pid" 2>/dev/null || true
-            code=1
-        fi
-        wait "$pid" 2>/dev/null || true
-    fi
-    [ "$code" -eq 0 ] || { echo "-- the end of the service's log ($log) --" && tail -n 40 "$log"; } >&2
-    rm -rf "$data"
-    exit "$code"
-}
-trap finish EXIT
-trap 'exit 130' INT TERM
-
-: >"$log"
-"$solverd" serve >"$data/ready" 2>"$log" </dev/null &
-pid=$!
-ready() { gone || grep -q '^solverd ready at ' "$data/ready"; }
-wait_for 60 ready || die "the service was not ready within 60 s"
-! gone || die "the service ended before it was ready"
-url=$(sed -n 's/^solverd ready at //p' "$data/ready")
-say "solverd runs at $url (log: $log)"
-
-say "publishing $image"
-"$solverd" solvers publish "$image" >&2
 
 say "running tests/client/$program with oSPARC's own Python client"
-OSPARC_API_BASE_URL=$url OSPARC_API_KEY=$SOLVERD_BOOTSTRAP_KEY OSPARC_API_SECRET=$SOLVERD_BOOTSTRAP_SECRET \
-    "$python" "$ROOT/tests/client/$program"
+"$ROOT/scripts/with_service.sh" "$image" "$python" "$ROOT/tests/client/$program"
 say "done"
