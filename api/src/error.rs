@@ -67,7 +67,7 @@ codes! {
 #[schema(as = ErrorGet, example = json!({"errors": ["job `019a9c6e-5f3a-7c30-9d2e-0b9a3d1f2c11` not found"], "support_id": null, "code": "not_found"}))]
 pub struct ErrorBody {
     /// Sentences; for `invalid_request` objects with `type`, `loc`, `msg` and `input`.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<serde_json::Value>)]
     errors: Vec<Json>,
     /// To be quoted when asking for help; also in the service's log.
     #[schema(pattern = r"OEC:([a-fA-F0-9]{12})-(\d{13,14})")]
@@ -81,25 +81,25 @@ pub struct ErrorBody {
 pub enum Errors {
     /// No or wrong credentials.
     #[response(status = 401, description = "No or wrong credentials.")]
-    Unauthorized(#[to_schema] ErrorBody),
+    Unauthorized(ErrorBody),
     /// There is no such thing, or it belongs to somebody else.
     #[response(
         status = 404,
         description = "There is no such thing, or it belongs to somebody else."
     )]
-    NotFound(#[to_schema] ErrorBody),
+    NotFound(ErrorBody),
     /// The request breaks a rule; the errors name the field, the value and the rule.
     #[response(
         status = 422,
         description = "The request breaks a rule; the errors name the field, the value and the rule."
     )]
-    Invalid(#[to_schema] ErrorBody),
+    Invalid(ErrorBody),
     /// The service failed.
     #[response(
         status = 500,
         description = "The service failed; quote the support id when asking for help."
     )]
-    Internal(#[to_schema] ErrorBody),
+    Internal(ErrorBody),
 }
 
 /// A value in a request that breaks a rule. The shape is that of oSPARC's `ValidationError`.

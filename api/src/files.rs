@@ -35,6 +35,7 @@ type FilePage = Page<FileRef>;
 #[into_params(parameter_in = Path)]
 pub struct FilePath {
     /// Identifies the file.
+    #[param(value_type = uuid::Uuid)]
     pub file_id: FileId,
 }
 
@@ -53,6 +54,7 @@ pub struct FileFilter {
     #[param(pattern = "^[a-fA-F0-9]{64}$")]
     pub sha256_checksum: Option<String>,
     /// Identifies the file.
+    #[param(value_type = Option<uuid::Uuid>)]
     pub file_id: Option<FileId>,
 }
 
@@ -86,6 +88,7 @@ pub struct UserFile {
 /// Where to send the content of a new file.
 #[derive(Serialize, ToSchema)]
 pub struct ClientFileUploadData {
+    #[schema(value_type = uuid::Uuid)]
     file_id: FileId,
     upload_schema: FileUploadData,
 }

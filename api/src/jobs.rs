@@ -58,6 +58,7 @@ pub struct JobPath {
     #[param(value_type = String, example = "2.1.6")]
     pub version: Version,
     /// Identifies the job.
+    #[param(value_type = uuid::Uuid)]
     pub job_id: JobId,
 }
 
@@ -127,6 +128,7 @@ pub struct JobInputs {
 /// A run of a solver.
 #[derive(Serialize, ToSchema)]
 pub struct Job {
+    #[schema(value_type = uuid::Uuid)]
     id: JobId,
     /// Unique name of the job.
     #[schema(pattern = r"^([^\s/]+/?){1,10}$")]
@@ -173,6 +175,7 @@ impl Job {
 /// How a job is getting on.
 #[derive(Serialize, ToSchema)]
 pub struct JobStatus {
+    #[schema(value_type = uuid::Uuid)]
     job_id: JobId,
     state: JobState,
     /// Percent; never falls, and is 100 in every final state.
@@ -205,6 +208,7 @@ impl From<DomainJob> for JobStatus {
 /// Values of a job's outputs.
 #[derive(Serialize, ToSchema)]
 pub struct JobOutputs {
+    #[schema(value_type = uuid::Uuid)]
     job_id: JobId,
     /// By port; every declared port is there.
     #[schema(value_type = KeywordArguments)]
@@ -214,6 +218,7 @@ pub struct JobOutputs {
 /// Your notes on a job.
 #[derive(Serialize, ToSchema)]
 pub struct JobMetadata {
+    #[schema(value_type = uuid::Uuid)]
     job_id: JobId,
     #[schema(value_type = HashMap<String, MetaValueType>)]
     metadata: Values,

@@ -15,7 +15,7 @@ use crate::{
 /// You.
 #[derive(Serialize, ToSchema)]
 pub struct Profile {
-    #[schema(minimum = 1)]
+    #[schema(value_type = i64, minimum = 1)]
     id: UserId,
     /// Your e-mail address.
     #[schema(format = "email")]

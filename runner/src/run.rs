@@ -281,7 +281,7 @@ fn failure(exit: Exit, task: &Task) -> Option<TaskError> {
         134 => " (SIGABRT)",
         135 => " (SIGBUS)",
         136 => " (SIGFPE)",
-        // The engine misses some of these kills when everything ends with the process that was killed.
+        // Docker begins to watch the memory shortly after the start: it does not notice what is killed before.
         137 => {
             &format!(" (SIGKILL), which is also what happens at its limit of {limit} MiB of memory")
         }

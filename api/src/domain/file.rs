@@ -48,6 +48,7 @@ impl File {
 }))]
 pub struct FileRef {
     /// Identifies the file.
+    #[schema(value_type = uuid::Uuid)]
     pub id: FileId,
     /// Name without folders.
     pub filename: String,

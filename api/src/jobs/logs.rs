@@ -19,6 +19,7 @@ const CHUNKS: i64 = 64;
 /// A line of a job's log.
 #[derive(Serialize, ToSchema)]
 pub struct JobLog {
+    #[schema(value_type = uuid::Uuid)]
     job_id: JobId,
     /// Names a step of a workflow; none here.
     node_id: Option<uuid::Uuid>,
