@@ -12,10 +12,12 @@ use bollard::{
         MountType,
     },
     query_parameters::{
-        CreateContainerOptionsBuilder, ListContainersOptionsBuilder, LogsOptionsBuilder,
-        RemoveContainerOptionsBuilder, StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
+        CreateContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
+        LogsOptionsBuilder, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
+        WaitContainerOptionsBuilder,
     },
 };
+use chrono::DateTime;
 use futures_util::{Stream, StreamExt};
 
 use super::{ContainerSpec, EngineError, Exit, Found, Image, Machine};
@@ -29,6 +31,12 @@ const PIDS: i64 = 512;
 
 /// What an entry point needs to adopt the owner of its folders and to drop to that user.
 const CAPABILITIES: [&str; 5] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"];
+
+/// Exit code after SIGKILL.
+const KILLED: i64 = 137;
+
+/// How long after its end a container may still turn out to have been killed for its memory.
+const LATE: Duration = Duration::from_secs(2);
 
 /// A client of the engine. Clones share its connections.
 #[derive(Debug, Clone)]
@@ -139,7 +147,26 @@ impl Docker {
         let container = self.0.inspect_container(id, None).await;
         let state =
             container.map_err(during("inspecting the container"))?.state.unwrap_or_default();
-        Ok(Exit { code, out_of_memory: state.oom_killed.unwrap_or(false) })
+        let out_of_memory = state.oom_killed.unwrap_or(false)
+            || code == KILLED && self.was_out_of_memory(id, state.finished_at.as_deref()).await?;
+        Ok(Exit { code, out_of_memory })
+    }
+
+    /// Whether the kernel killed something at the memory limit. A busy engine learns of that after the exit, and its
+    /// inspection never says so: its events of this container are read until shortly after the end, by its own clock.
+    async fn was_out_of_memory(
+        &self,
+        id: &str,
+        finished: Option<&str>,
+    ) -> Result<bool, EngineError> {
+        let finished = finished.and_then(|at| DateTime::parse_from_rfc3339(at).ok());
+        let Some(until) = finished.map(|at| at + LATE) else { return Ok(false) };
+        let until = format!("{}.{:09}", until.timestamp(), until.timestamp_subsec_nanos());
+        let filters = HashMap::from([("container", vec![id]), ("event", vec!["oom"])]);
+        let options =
+            EventsOptionsBuilder::default().since("0").until(&until).filters(&filters).build();
+        let event = pin!(self.0.events(Some(options))).next().await;
+        event.transpose().map(|event| event.is_some()).map_err(during("reading its events"))
     }
 
     /// Asks a container to end (SIGTERM) and kills it after `grace`. Good as well when it has ended or is gone.
