@@ -41,7 +41,7 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 
-: >"$log"
+: >"$log" >"$data/ready"
 "$solverd" serve >"$data/ready" 2>"$log" </dev/null &
 pid=$!
 ready() { gone || grep -q '^solverd ready at ' "$data/ready"; }

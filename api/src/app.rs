@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +11,7 @@ use actix_web::{
     http::header,
     web::{self, Data, PayloadConfig},
 };
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use solverd_runner::engine::Docker;
 use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi as _;
@@ -65,7 +66,6 @@ impl App {
             .with_context(|| format!("listening on {} (setting `listen`)", settings.listen))?;
         let address = listener.local_addr()?;
         let db = open_db(settings).await?;
-        let first_user = first_user(settings, &db).await?;
         let (location, storage) = storage(settings).await?;
         let objects = Objects::connect(&location)
             .await
@@ -82,6 +82,8 @@ impl App {
             wake.clone(),
         )
         .await?;
+        // Last, because a secret that is shown once must not be lost to a start that fails.
+        let first_user = first_user(settings, &db).await?;
         let public_url =
             settings.public_url.as_ref().map(|url| url.trim_end_matches('/').to_owned());
         Ok(Self {
@@ -166,7 +168,8 @@ pub async fn open_db(settings: &Settings) -> anyhow::Result<Db> {
 /// The data folder as an absolute path: Docker mounts the jobs' folders from it.
 fn make_data_dir(path: &Path) -> anyhow::Result<PathBuf> {
     let doing = || format!("making the data folder {} (setting `data-dir`)", path.display());
-    std::fs::create_dir_all(path).with_context(doing)?;
+    // Everybody's files and the hashes of all secrets are below it.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(doing)?;
     path.canonicalize().with_context(doing)
 }
 
@@ -187,9 +190,11 @@ fn instance(data_dir: &Path) -> anyhow::Result<String> {
 
 /// Makes the user that the settings name, or, when there is nobody at all, one whose secret is shown once.
 async fn first_user(settings: &Settings, db: &Db) -> anyhow::Result<Option<(String, Credentials)>> {
-    if let (Some(email), Some(key), Some(secret)) =
-        (&settings.bootstrap_email, &settings.bootstrap_key, &settings.bootstrap_secret)
-    {
+    if let Some(email) = &settings.bootstrap_email {
+        let (Some(key), Some(secret)) = (&settings.bootstrap_key, &settings.bootstrap_secret)
+        else {
+            bail!("setting `bootstrap-email` needs `bootstrap-key` and `bootstrap-secret`");
+        };
         let email =
             parse_email(email).map_err(|error| anyhow!("setting `bootstrap-email`: {error}"))?;
         let user = match db.user_by_email(&email).await {
@@ -212,22 +217,37 @@ async fn first_user(settings: &Settings, db: &Db) -> anyhow::Result<Option<(Stri
     Ok(Some((user.email, credentials)))
 }
 
-/// The object store that the settings name, or our own, served from now on.
-async fn storage(settings: &Settings) -> anyhow::Result<(Location, Option<Storage>)> {
-    let location = |endpoint: String, access_key_id: String, secret_access_key: Secret| Location {
+/// The object store at an endpoint, as the other settings describe it.
+fn location(
+    settings: &Settings,
+    endpoint: String,
+    access_key_id: String,
+    secret_access_key: Secret,
+) -> Location {
+    Location {
         public_endpoint: settings.s3_public_endpoint.clone().unwrap_or_else(|| endpoint.clone()),
         endpoint,
         bucket: settings.s3_bucket.clone(),
         region: settings.s3_region.clone(),
         access_key_id,
         secret_access_key,
-    };
-    if let Some(endpoint) = &settings.s3_endpoint {
-        let missing = |name| anyhow!("setting `{name}` is needed with `s3-endpoint`");
-        let id = settings.s3_access_key_id.clone().ok_or_else(|| missing("s3-access-key-id"))?;
-        let secret =
-            settings.s3_secret_access_key.clone().ok_or_else(|| missing("s3-secret-access-key"))?;
-        return Ok((location(endpoint.clone(), id, secret), None));
+    }
+}
+
+/// The object store that the settings name; `None` if it is to be our own.
+pub fn external_storage(settings: &Settings) -> anyhow::Result<Option<Location>> {
+    let Some(endpoint) = &settings.s3_endpoint else { return Ok(None) };
+    let missing = |name| anyhow!("setting `{name}` is needed with `s3-endpoint`");
+    let id = settings.s3_access_key_id.clone().ok_or_else(|| missing("s3-access-key-id"))?;
+    let secret =
+        settings.s3_secret_access_key.clone().ok_or_else(|| missing("s3-secret-access-key"))?;
+    Ok(Some(location(settings, endpoint.clone(), id, secret)))
+}
+
+/// The object store that the settings name, or our own, served from now on.
+async fn storage(settings: &Settings) -> anyhow::Result<(Location, Option<Storage>)> {
+    if let Some(external) = external_storage(settings)? {
+        return Ok((external, None));
     }
     let listener = tokio::net::TcpListener::bind(settings.s3_listen)
         .await
@@ -238,7 +258,8 @@ async fn storage(settings: &Settings) -> anyhow::Result<(Location, Option<Storag
     let shutdown = CancellationToken::new();
     #[expect(clippy::disallowed_methods, reason = "one task, kept by its handle")]
     let served = tokio::spawn(embedded.run(listener, shutdown.clone()));
-    let location = location(endpoint, credentials.access_key_id, credentials.secret_access_key);
+    let location =
+        location(settings, endpoint, credentials.access_key_id, credentials.secret_access_key);
     Ok((location, Some(Storage { served, shutdown })))
 }
 

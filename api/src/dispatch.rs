@@ -306,9 +306,11 @@ impl Dispatcher {
             inner.engine.remove(&found.id).await?;
         }
         for claimed in inner.db.jobs_leased(&inner.lease).await? {
-            solverd_runner::clean_up(&inner.engine, &inner.work, claimed.job.id.0)
-                .await
-                .map_err(|error| Error::Machine(error.to_string()))?;
+            let id = claimed.job.id;
+            if let Err(error) = solverd_runner::clean_up(&inner.engine, &inner.work, id.0).await {
+                // A folder that cannot be removed must not keep the service from starting.
+                tracing::warn!(job = %id, %error, "something of the job stays behind");
+            }
             if claimed.job.stop_requested_at.is_some() {
                 self.abort_unstarted(&claimed).await?;
             } else if claimed.job.started_at.is_none() {

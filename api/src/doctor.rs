@@ -1,21 +1,36 @@
 //! `solverd doctor`: checks what the service needs, and says how to mend what is wrong.
 
-use std::{io::Write, net::SocketAddr};
+use std::{io::Write, net::SocketAddr, time::Duration};
 
 use anyhow::bail;
-use solverd::{app::open_db, settings::Settings};
+use solverd::{
+    app::{external_storage, open_db},
+    objects::Objects,
+    settings::Settings,
+};
 use solverd_runner::engine::Docker;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 /// One thing that was looked at: what was found, or what is wrong and how to mend it.
 type Finding = (&'static str, Result<String, (String, &'static str)>);
 
 /// Prints the findings; fails if anything is wrong.
 pub(crate) async fn run(settings: &Settings, out: &mut impl Write) -> anyhow::Result<()> {
+    let running = is_solverd(settings.listen).await;
     let findings = [
         docker().await,
         database(settings).await,
-        port("API port", settings.listen, "free it, or give another address with `listen`"),
-        object_store(settings),
+        port(
+            "API port",
+            settings.listen,
+            running,
+            "free it, or give another address with `listen`",
+        ),
+        object_store(settings, running).await,
     ];
     for (what, finding) in &findings {
         match finding {
@@ -30,51 +45,65 @@ pub(crate) async fn run(settings: &Settings, out: &mut impl Write) -> anyhow::Re
 }
 
 async fn docker() -> Finding {
-    let remedy = "install and start Docker; your user must be in the group `docker`, and DOCKER_HOST must be right if it is set";
     let machine = async { Docker::connect()?.machine().await };
     let found = machine.await.map(|machine| {
         let (cpus, mib) =
             (machine.resources.nano_cpus / 1_000_000_000, machine.resources.memory_bytes >> 20);
         format!("version {}, {cpus} CPUs, {mib} MiB", machine.version)
     });
+    let remedy = "install and start Docker; your user must be in the group `docker`, and DOCKER_HOST must be right if it is set";
     ("Docker", found.map_err(|error| (error.to_string(), remedy)))
 }
 
 async fn database(settings: &Settings) -> Finding {
     let kind = if settings.database_url().starts_with("sqlite:") { "SQLite" } else { "Postgres" };
-    let opened = async { anyhow::Ok(open_db(settings).await?.ping().await?) };
+    let opened = async { anyhow::Ok(open_db(settings).await?.ping().await?) }.await;
     let remedy = "look at the settings `data-dir` and `database-url`";
     (
         "Database",
-        opened
-            .await
-            .map(|()| format!("{kind} answers"))
-            .map_err(|error| (format!("{error:#}"), remedy)),
+        opened.map(|()| format!("{kind} answers")).map_err(|error| (format!("{error:#}"), remedy)),
     )
 }
 
-fn object_store(settings: &Settings) -> Finding {
-    match &settings.s3_endpoint {
-        Some(endpoint) => {
-            ("Object store", Ok(format!("set to {endpoint}; `serve` connects to it")))
+async fn object_store(settings: &Settings, running: bool) -> Finding {
+    let connected = async {
+        let Some(location) = external_storage(settings)? else { return Ok(None) };
+        Objects::connect(&location).await?;
+        anyhow::Ok(Some(location.endpoint))
+    };
+    match connected.await {
+        Ok(None) => {
+            let remedy = "free it, or give another address with `s3-listen`";
+            port("Object store port", settings.s3_listen, running, remedy)
         }
-        None => port(
-            "Object store port",
-            settings.s3_listen,
-            "free it, or give another address with `s3-listen`",
+        Ok(Some(endpoint)) => ("Object store", Ok(format!("{endpoint} answers"))),
+        Err(error) => (
+            "Object store",
+            Err((format!("{error:#}"), "look at the settings that begin with `s3-`")),
         ),
     }
 }
 
-fn port(what: &'static str, address: SocketAddr, remedy: &'static str) -> Finding {
-    let free = std::net::TcpListener::bind(address);
-    // A service that runs already holds its own ports, and that is as it should be.
-    let finding = match free {
+/// A port must be free, unless a solverd that runs has it already.
+fn port(what: &'static str, address: SocketAddr, running: bool, remedy: &'static str) -> Finding {
+    let finding = match std::net::TcpListener::bind(address) {
         Ok(_) => Ok(format!("{address} is free")),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            Err((format!("{address} is taken, perhaps by a solverd that runs already"), remedy))
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && running => {
+            Ok(format!("{address} is taken by a solverd that runs"))
         }
         Err(error) => Err((format!("{address}: {error}"), remedy)),
     };
     (what, finding)
+}
+
+/// Whether a solverd answers at this address.
+async fn is_solverd(address: SocketAddr) -> bool {
+    let asked = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.take(1000).read_to_string(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    matches!(timeout(Duration::from_secs(2), asked).await, Ok(Ok(answer)) if answer.contains("solverd"))
 }

@@ -330,7 +330,7 @@ pub async fn list_jobs(
 /// List the jobs of a release, in pages.
 #[utoipa::path(tag = "jobs", params(ReleasePath, Paging), responses((status = 200, description = "A page of your jobs, newest first.", body = JobPage), Errors))]
 #[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/page")]
-pub async fn get_jobs_page(
+pub async fn list_jobs_paginated(
     path: ReleasePath,
     paging: Paging,
     caller: Caller,

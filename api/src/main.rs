@@ -3,8 +3,9 @@
 mod doctor;
 
 use std::{
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     process::ExitCode,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
@@ -94,7 +95,10 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // A reader that has gone away (`solverd … | head`) is no failure to shout about.
-            let _ = writeln!(io::stderr(), "error: {error:#}");
+            let gone = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+            if !error.downcast_ref().is_some_and(gone) {
+                let _ = writeln!(io::stderr(), "error: {error:#}");
+            }
             ExitCode::FAILURE
         }
     }
@@ -105,7 +109,12 @@ async fn run() -> anyhow::Result<()> {
     let command = with_config_file(Cli::command(), &arguments)?;
     let Cli { command, settings } = Cli::from_arg_matches(&command.get_matches_from(arguments))?;
     let filter = EnvFilter::try_new(&settings.log).context("setting `log`")?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let colours = io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(io::stderr)
+        .init();
     let mut out = io::stdout();
     match command {
         Command::Serve => serve(&settings, &mut out).await?,
@@ -154,10 +163,10 @@ async fn serve(settings: &Settings, out: &mut impl Write) -> anyhow::Result<()> 
         show(out, credentials)?;
         writeln!(
             out,
-            "\nTry it:\n  curl -u {}:{} {}/v0/me\n",
+            "\nTry it:\n  curl -u {}:{} {url}/v0/me\nor explore it at {url}/docs/\n",
             credentials.key,
             credentials.secret,
-            app.url()
+            url = app.url()
         )?;
     }
     // Scripts wait for this line.
@@ -175,17 +184,23 @@ fn shutdown_signal() -> anyhow::Result<CancellationToken> {
     let cancelled = token.clone();
     #[expect(clippy::disallowed_methods, reason = "lives as long as the process")]
     tokio::spawn(async move {
-        for _ in 0..2 {
+        let mut signal = async || {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            if token.is_cancelled() {
+        };
+        signal().await;
+        tracing::info!("shutting down");
+        token.cancel();
+        let first = Instant::now();
+        loop {
+            signal().await;
+            // Shells and `timeout` signal both the process and its group, which makes two of one.
+            if first.elapsed() > Duration::from_secs(1) {
                 tracing::warn!("second signal: ending at once");
                 std::process::exit(1);
             }
-            tracing::info!("shutting down");
-            token.cancel();
         }
     });
     Ok(cancelled)

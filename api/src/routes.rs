@@ -30,7 +30,7 @@ pub fn routes(config: &mut ServiceConfig<'_>) {
         // jobs
         .service(jobs::create_solver_job)
         .service(jobs::list_jobs)
-        .service(jobs::get_jobs_page)
+        .service(jobs::list_jobs_paginated)
         .service(jobs::start_job)
         .service(jobs::inspect_job)
         .service(jobs::stop_job)

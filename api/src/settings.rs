@@ -107,13 +107,13 @@ pub struct Settings {
         long,
         env = "SOLVERD_LOG",
         global = true,
-        default_value = "info,s3s=warn,s3s_fs=warn,aws_config=warn",
+        default_value = "info,actix_server=warn,s3s=warn,s3s_fs=warn,sqlx=warn",
         value_name = "FILTER"
     )]
     pub log: String,
 
     /// User to make when the service starts, with the two settings that follow.
-    #[arg(long, env = "SOLVERD_BOOTSTRAP_EMAIL", global = true, requires_all = ["bootstrap_key", "bootstrap_secret"], value_name = "EMAIL")]
+    #[arg(long, env = "SOLVERD_BOOTSTRAP_EMAIL", global = true, value_name = "EMAIL")]
     pub bootstrap_email: Option<String>,
 
     /// API key of that user.
