@@ -9,6 +9,7 @@ use std::{
 use actix_web::{
     HttpResponse, HttpServer,
     http::header,
+    middleware::from_fn,
     web::{self, Data, PayloadConfig},
 };
 use anyhow::{Context, anyhow, bail};
@@ -19,6 +20,7 @@ use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
 
 use crate::{
+    auth::authenticate,
     dispatch::{Dispatcher, Wake},
     domain::{
         time::now,
@@ -126,7 +128,8 @@ impl App {
                 .app_data(PayloadConfig::new(BODY_LIMIT))
                 .configure(routes::routes)
                 .split_for_parts();
-            app.route("/health", web::get().to(meta::health))
+            app.wrap(from_fn(authenticate))
+                .route("/health", web::get().to(meta::health))
                 .route("/", web::get().to(to_docs))
                 .route("/docs", web::get().to(to_docs))
                 .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", document))

@@ -1,8 +1,18 @@
 //! Who is calling: HTTP Basic with an API key and its secret (RFC 7617).
+//!
+//! [`authenticate`] stands before every operation, so that strangers learn nothing but 401: not which parameter is wrong, and no body
+//! of theirs is read. Handlers that act for somebody take a [`Caller`].
 
-use std::{future::Future, pin::Pin};
+use std::future::{Ready, ready};
 
-use actix_web::{FromRequest, HttpRequest, dev::Payload, http::header, web::Data};
+use actix_web::{
+    FromRequest, HttpMessage, HttpRequest,
+    body::MessageBody,
+    dev::{Payload, ServiceRequest, ServiceResponse},
+    http::header,
+    middleware::Next,
+    web::Data,
+};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use subtle::ConstantTimeEq;
 
@@ -15,7 +25,11 @@ use crate::{
     store::Db,
 };
 
-/// The user whose key came with the request. A handler that takes one is closed to everybody else.
+/// The only operation that needs no credentials.
+const OPEN: &str = "/v0/meta";
+
+/// The user whose key came with the request.
+#[derive(Clone)]
 pub struct Caller(pub User);
 
 impl Caller {
@@ -27,28 +41,45 @@ impl Caller {
 
 impl FromRequest for Caller {
     type Error = ApiError;
-    type Future = Pin<Box<dyn Future<Output = Result<Self>>>>;
+    type Future = Ready<Result<Self>>;
 
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
-        let credentials =
-            request.headers().get(header::AUTHORIZATION).and_then(|value| basic(value.as_bytes()));
-        let db = request.app_data::<Data<Db>>().cloned();
-        Box::pin(async move {
-            let db = db.ok_or_else(|| {
-                ApiError::internal(ErrorCode::Internal, "no database in the application")
-            })?;
-            let (key, secret) = credentials
-                .ok_or_else(|| ApiError::new(ErrorCode::NotAuthenticated, "Not authenticated"))?;
-            let found = db.key_find(&key).await?;
-            // An unknown key takes the same path as a wrong secret, and as long.
-            let (hash, user) =
-                found.map_or_else(|| (vec![0; 32], None), |(hash, user)| (hash, Some(user)));
-            let matches = bool::from(secret_hash(&secret).ct_eq(&hash));
-            user.filter(|_| matches).map(Self).ok_or_else(|| {
-                ApiError::new(ErrorCode::InvalidCredentials, "Invalid API credentials")
-            })
-        })
+        ready(request.extensions().get().cloned().ok_or_else(not_authenticated))
     }
+}
+
+/// Lets requests for operations of the API pass only with good credentials.
+pub async fn authenticate<B: MessageBody>(
+    request: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<B>, actix_web::Error> {
+    let closed =
+        request.match_pattern().is_some_and(|route| route.starts_with("/v0/") && route != OPEN);
+    if closed {
+        let caller = caller(&request).await?;
+        request.extensions_mut().insert(caller);
+    }
+    next.call(request).await
+}
+
+async fn caller(request: &ServiceRequest) -> Result<Caller> {
+    let header =
+        request.headers().get(header::AUTHORIZATION).and_then(|value| basic(value.as_bytes()));
+    let (key, secret) = header.ok_or_else(not_authenticated)?;
+    let db = request.app_data::<Data<Db>>();
+    let db = db
+        .ok_or_else(|| ApiError::internal(ErrorCode::Internal, "no database in the application"))?;
+    let found = db.key_find(&key).await?;
+    // An unknown key takes the same path as a wrong secret, and as long.
+    let (hash, user) = found.map_or_else(|| (vec![0; 32], None), |(hash, user)| (hash, Some(user)));
+    let matches = bool::from(secret_hash(&secret).ct_eq(&hash));
+    user.filter(|_| matches)
+        .map(Caller)
+        .ok_or_else(|| ApiError::new(ErrorCode::InvalidCredentials, "Invalid API credentials"))
+}
+
+fn not_authenticated() -> ApiError {
+    ApiError::new(ErrorCode::NotAuthenticated, "Not authenticated")
 }
 
 fn basic(header: &[u8]) -> Option<(String, String)> {

@@ -251,7 +251,7 @@ static PATHS: LazyLock<Vec<(Regex, Vec<Method>)>> = LazyLock::new(|| {
         let escaped = regex::escape(path).replace(r"\{solver_key\}", ".+");
         #[expect(clippy::unwrap_used, reason = "a literal, compiled by every test")]
         let parameter = Regex::new(r"\\\{\w+\\\}").unwrap();
-        Regex::new(&format!("^{}$", parameter.replace_all(&escaped, "[^/]+"))).ok()
+        Regex::new(&format!("^{}$", parameter.replace_all(&escaped, "[^/:]+"))).ok()
     };
     let document = openapi::document();
     document
@@ -279,6 +279,11 @@ static PATHS: LazyLock<Vec<(Regex, Vec<Method>)>> = LazyLock::new(|| {
 pub async fn default_route(request: HttpRequest) -> Result<HttpResponse> {
     let path = request.path();
     let methods = |path: &str| -> Vec<&str> {
+        // What is spelt out wins over a parameter that would match as well, as in the router.
+        let literal = format!("^{}$", regex::escape(path));
+        if let Some((_, methods)) = PATHS.iter().find(|(pattern, _)| pattern.as_str() == literal) {
+            return methods.iter().map(Method::as_str).collect();
+        }
         let all = PATHS
             .iter()
             .filter(|(pattern, _)| pattern.is_match(path))

@@ -210,7 +210,7 @@ pub async fn get_upload_links(
 ///
 /// Puts the parts together. May be repeated: the answer is the same file.
 #[utoipa::path(tag = "files", params(FilePath), request_body = CompleteUpload, responses((status = 200, description = "The file.", body = FileRef), Errors))]
-#[post("/v0/files/{file_id}:complete")]
+#[post("/v0/files/{file_id:[^/:]+}:complete")]
 pub async fn complete_multipart_upload(
     path: FilePath,
     body: Body<CompleteUpload>,
@@ -235,7 +235,7 @@ pub async fn complete_multipart_upload(
 ///
 /// Forgets what was sent so far. A file that is complete stays.
 #[utoipa::path(tag = "files", params(FilePath), request_body = AbortUpload, responses((status = 200, description = "Forgotten."), Errors))]
-#[post("/v0/files/{file_id}:abort")]
+#[post("/v0/files/{file_id:[^/:]+}:abort")]
 pub async fn abort_multipart_upload(
     path: FilePath,
     _body: Body<AbortUpload>,
@@ -268,7 +268,7 @@ pub async fn list_files(caller: Caller, db: Data<Db>) -> Result<Json<Vec<FileRef
     (status = 307, description = "Where the content is.", headers(("location" = String, description = "A link that is good for an hour."))),
     Errors
 ))]
-#[get("/v0/files/{file_id}/content")]
+#[get("/v0/files/{file_id:[^/:]+}/content")]
 pub async fn download_file(
     path: FilePath,
     caller: Caller,
@@ -282,7 +282,7 @@ pub async fn download_file(
 
 /// Get a file.
 #[utoipa::path(tag = "files", params(FilePath), responses((status = 200, description = "The file.", body = FileRef), Errors))]
-#[get("/v0/files/{file_id}")]
+#[get("/v0/files/{file_id:[^/:]+}")]
 pub async fn get_file(path: FilePath, caller: Caller, db: Data<Db>) -> Result<Json<FileRef>> {
     Ok(Json(db.file_get(path.file_id, caller.id()).await?.into()))
 }
@@ -291,7 +291,7 @@ pub async fn get_file(path: FilePath, caller: Caller, db: Data<Db>) -> Result<Js
 ///
 /// Its content is gone for good. Jobs that have not read it yet will fail.
 #[utoipa::path(tag = "files", params(FilePath), responses((status = 200, description = "Deleted."), Errors))]
-#[delete("/v0/files/{file_id}")]
+#[delete("/v0/files/{file_id:[^/:]+}")]
 pub async fn delete_file(
     path: FilePath,
     caller: Caller,

@@ -95,7 +95,7 @@ impl JobPath {
 #[into_params(parameter_in = Query)]
 pub struct CreateQuery {
     /// Whether oSPARC's front end would hide the job; without effect here.
-    #[param(default = true)]
+    #[param(default = true, required = false)]
     #[expect(dead_code, reason = "checked, then without effect")]
     hidden: bool,
 }
@@ -362,7 +362,7 @@ async fn page(
     (status = 200, description = "It was started before.", body = JobStatus),
     Errors
 ))]
-#[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}:start")]
+#[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}:start")]
 pub async fn start_job(
     path: JobPath,
     caller: Caller,
@@ -378,7 +378,7 @@ pub async fn start_job(
 
 /// Inspect a job.
 #[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "How it is getting on.", body = JobStatus), Errors))]
-#[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}:inspect")]
+#[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}:inspect")]
 pub async fn inspect_job(path: JobPath, caller: Caller, db: Data<Db>) -> Result<Json<JobStatus>> {
     Ok(Json(path.load(&caller, &db).await?.into()))
 }
@@ -387,7 +387,7 @@ pub async fn inspect_job(path: JobPath, caller: Caller, db: Data<Db>) -> Result<
 ///
 /// A queued or running job ends as ABORTED shortly after; any other stays as it is.
 #[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "How it is getting on.", body = JobStatus), Errors))]
-#[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}:stop")]
+#[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}:stop")]
 pub async fn stop_job(
     path: JobPath,
     caller: Caller,
@@ -406,7 +406,7 @@ pub async fn stop_job(
     (status = 409, description = "The job has not succeeded.", body = crate::error::ErrorBody),
     Errors
 ))]
-#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}/outputs")]
+#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/outputs")]
 pub async fn get_job_outputs(
     path: JobPath,
     caller: Caller,
@@ -431,7 +431,7 @@ pub async fn get_job_outputs(
     (status = 307, description = "Where the zip is.", headers(("location" = String, description = "A link that is good for an hour."))),
     Errors
 ))]
-#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}/outputs/logfile")]
+#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/outputs/logfile")]
 pub async fn get_job_output_logfile(
     path: JobPath,
     caller: Caller,
@@ -457,7 +457,7 @@ pub async fn get_job_output_logfile(
     (status = 200, description = "Log lines as they come.", body = logs::JobLog, content_type = "application/x-ndjson"),
     Errors
 ))]
-#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}/logstream")]
+#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/logstream")]
 pub async fn get_log_stream(path: JobPath, caller: Caller, db: Data<Db>) -> Result<HttpResponse> {
     let job = path.load(&caller, &db).await?;
     let lines = logs::follow(db.as_ref().clone(), job.id, caller.id());
@@ -466,7 +466,7 @@ pub async fn get_log_stream(path: JobPath, caller: Caller, db: Data<Db>) -> Resu
 
 /// Get your notes on a job.
 #[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "Your notes.", body = JobMetadata), Errors))]
-#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}/metadata")]
+#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/metadata")]
 pub async fn get_job_custom_metadata(
     path: JobPath,
     caller: Caller,
@@ -478,7 +478,7 @@ pub async fn get_job_custom_metadata(
 
 /// Replace your notes on a job.
 #[utoipa::path(tag = "jobs", params(JobPath), request_body = JobMetadataUpdate, responses((status = 200, description = "Your notes.", body = JobMetadata), Errors))]
-#[patch("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}/metadata")]
+#[patch("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/metadata")]
 pub async fn replace_job_custom_metadata(
     path: JobPath,
     body: Body<JobMetadataUpdate>,
@@ -511,7 +511,7 @@ pub async fn replace_job_custom_metadata(
 
 /// Get a job.
 #[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "The job.", body = Job), Errors))]
-#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}")]
+#[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}")]
 pub async fn get_job(
     path: JobPath,
     caller: Caller,
@@ -525,7 +525,7 @@ pub async fn get_job(
 ///
 /// Stops it if it runs; its log and outputs are gone for good.
 #[utoipa::path(tag = "jobs", params(JobPath), responses((status = 204, description = "Deleted."), Errors))]
-#[delete("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id}")]
+#[delete("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}")]
 pub async fn delete_job(
     path: JobPath,
     caller: Caller,

@@ -19,10 +19,10 @@ use crate::{
 #[into_params(parameter_in = Query)]
 pub struct Paging {
     /// How many items at most.
-    #[param(minimum = 1, maximum = 50, default = 20)]
+    #[param(minimum = 1, maximum = 50, default = 20, required = false)]
     pub limit: i64,
     /// How many items to skip.
-    #[param(minimum = 0, default = 0)]
+    #[param(minimum = 0, default = 0, required = false)]
     pub offset: i64,
     /// Path and query as they came, for the links.
     #[param(ignore)]

@@ -105,7 +105,9 @@ impl BaseUrl {
         let set = request.app_data::<PublicUrl>().and_then(|url| url.0.clone());
         Ok(Self(set.unwrap_or_else(|| {
             let connection = request.connection_info();
-            format!("{}://{}", connection.scheme(), connection.host())
+            // Proxies say which; anybody may pretend to be one.
+            let scheme = if connection.scheme() == "https" { "https" } else { "http" };
+            format!("{scheme}://{}", connection.host())
         })))
     }
 
@@ -157,6 +159,11 @@ fn too_large() -> ApiError {
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Box<FieldError>> {
     if bytes.is_empty() {
         return Err(FieldError::new("missing", &["body"], Json::Null, "is required").into());
+    }
+    // serde would take a list for a struct, field by field.
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        let list = serde_json::from_slice::<Json>(bytes).unwrap_or_default();
+        return Err(FieldError::new("json_type", &["body"], list, "must be an object").into());
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let refuse = |loc: Vec<String>, error: &serde_json::Error| {
@@ -220,10 +227,12 @@ mod tests {
         assert_eq!(parse::<Outer>(b"").unwrap_err().msg, "`body` is required, got null");
         assert!(parse::<Outer>(b"{").unwrap_err().msg.contains("EOF"));
         assert!(parse::<Json>(b"{} {}").unwrap_err().msg.contains("trailing characters"));
-        let error = parse::<Vec<Inner>>(br#"[{"size": 1}, {"size": "a.b"}]"#).unwrap_err();
+        let list = br#"{"x": [{"size": 1}, {"size": "a.b"}]}"#;
+        let error = parse::<HashMap<String, Vec<Inner>>>(list).unwrap_err();
         assert_eq!(
             (error.loc.join("."), error.input),
-            ("body.1.size".to_owned(), Json::from("a.b"))
+            ("body.x.1.size".to_owned(), Json::from("a.b"))
         );
+        assert_eq!(parse::<Outer>(b"[{}]").unwrap_err().msg, "`body` must be an object, got [{}]");
     }
 }

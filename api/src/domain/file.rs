@@ -57,6 +57,7 @@ pub struct FileRef {
     pub content_type: Option<String>,
     /// SHA-256 of the content, hexadecimal.
     #[serde(default)]
+    #[schema(pattern = "^[a-fA-F0-9]{64}$")]
     pub checksum: Option<String>,
     /// Entity tag of the object, without quotes.
     #[serde(default)]

@@ -75,9 +75,9 @@ impl Db {
         gone.map_or_else(|| not_found("file", &id), |_| Ok(()))
     }
 
-    /// Every file of a user, newest first.
+    /// Every file that a user has uploaded, newest first.
     pub async fn files_all(&self, owner: UserId) -> Result<Vec<File>> {
-        const SQL: &str = "SELECT * FROM files WHERE owner = $1 AND completed_at IS NOT NULL ORDER BY created_at DESC, id DESC";
+        const SQL: &str = "SELECT * FROM files WHERE owner = $1 AND completed_at IS NOT NULL AND job_id IS NULL ORDER BY created_at DESC, id DESC";
         on!(self, |pool| sqlx::query_as(SQL).bind(owner).fetch_all(pool).await)
             .doing("listing files")
     }

@@ -1,1 +1,9 @@
+//! Black-box tests: the store on both databases, the app on free ports with the real Docker engine, and the documents it publishes.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
+mod contract;
+mod dispatch;
+mod http;
+mod openapi;
+mod store;
+mod support;

@@ -1,0 +1,230 @@
+//! Running jobs on the real engine: what a shutdown, a crash and a full machine make of them.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+};
+
+use serde_json::json;
+use solverd::{
+    domain::{job::Lease, solver::Resources, time::now},
+    store::Db,
+};
+
+use crate::{
+    http::log_in_zip,
+    support::{
+        Api, BOOTSTRAP, TestApp, containers, folders_of_jobs, machine, settings, sleeper,
+        sleeper_with, text,
+    },
+};
+
+/// Longer than any test waits: such a job is always ended by somebody.
+const FOREVER: i64 = 300;
+
+/// What the sleeper needs, on all CPUs: only one such job runs at a time.
+async fn all_cpus() -> Resources {
+    Resources { memory_bytes: 64 << 20, ..machine().await }
+}
+
+#[tokio::test]
+async fn a_shutdown_fails_what_runs_and_keeps_what_waits() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper_with("3.0.0", all_cpus().await).await).await;
+    let running = app.start_job(&release, json!({"input_2": FOREVER})).await;
+    app.wait_for(&running, &["STARTED"]).await;
+    let waiting = app.start_job(&release, json!({"input_2": 0})).await;
+    assert_eq!(app.wait_for(&waiting, &["PUBLISHED"]).await["progress"], 0);
+    assert_eq!(containers(app.data()).await.len(), 1);
+
+    // No container and no folder is left: `stop` looks.
+    let app = TestApp::start_in(app.stop().await, &[]).await;
+    let lost = app.wait_for_end(&running).await;
+    assert_eq!((text(&lost, "/state"), text(&lost, "/errors/0/type")), ("FAILED", "runtime.lost"));
+    assert!(lost["started_at"].is_string() && lost["stopped_at"].is_string(), "{lost:#}");
+    let log = log_in_zip(&app, &app.get(&format!("{running}/outputs/logfile")).await).await;
+    assert!(log.contains(&format!("Will sleep for {FOREVER} seconds")), "{log}");
+
+    let ended = app.wait_for_end(&waiting).await;
+    assert_eq!(text(&ended, "/state"), "SUCCESS", "{ended:#}");
+    app.stop().await;
+}
+
+/// The program itself, so that it can be killed.
+struct Program(Child);
+
+impl Program {
+    /// Starts it on a folder of data; gives the URL it says it is ready at.
+    fn start(data: &std::path::Path) -> (Self, String) {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_solverd"))
+            .arg("serve")
+            .args(BOOTSTRAP)
+            .args(["--listen=127.0.0.1:0", "--s3-listen=127.0.0.1:0", "--log=warn", "--data-dir"])
+            .arg(data)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let url = lines
+            .find_map(|line| line.unwrap().strip_prefix("solverd ready at ").map(str::to_owned));
+        (Self(child), url.expect("it says that it is ready"))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_crash_fails_what_ran_and_leaves_nothing() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper_with("3.0.0", all_cpus().await).await).await;
+    let data = app.stop().await;
+
+    let (program, url) = Program::start(data.path());
+    let api = Api::at(url);
+    let running = api.start_job(&release, json!({"input_2": FOREVER})).await;
+    api.wait_for(&running, &["STARTED"]).await;
+    let waiting = api.start_job(&release, json!({"input_2": 0})).await;
+    drop(program);
+    assert_eq!(containers(data.path()).await.len(), 1, "a crash leaves the container behind");
+    assert_eq!(folders_of_jobs(data.path()).len(), 1);
+
+    let app = TestApp::start_in(data, &[]).await;
+    let lost = app.post(&format!("{running}:inspect")).await.json();
+    assert_eq!((text(&lost, "/state"), text(&lost, "/errors/0/type")), ("FAILED", "runtime.lost"));
+    let log = log_in_zip(&app, &app.get(&format!("{running}/outputs/logfile")).await).await;
+    assert!(log.contains("Will sleep for"), "{log}");
+    let ended = app.wait_for_end(&waiting).await;
+    assert_eq!(text(&ended, "/state"), "SUCCESS", "{ended:#}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_only_claimed_goes_back_into_the_queue() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let mut jobs = Vec::new();
+    for _ in 0..3 {
+        jobs.push(app.create(&release, json!({"input_2": 0})).await);
+    }
+    let data = app.stop().await;
+    let instance = std::fs::read_to_string(data.path().join("instance")).unwrap();
+
+    // As a crash between the claim and the start of the container leaves them.
+    let db = Db::open(&settings(data.path(), &[]).database_url()).await.unwrap();
+    let owner = db.user_by_email("ada@example.org").await.unwrap().id;
+    for (job, instance) in jobs.iter().zip([instance.trim(), instance.trim(), "another"]) {
+        let id = job.rsplit('/').next().unwrap().parse().unwrap();
+        db.job_publish(id, owner, now()).await.unwrap();
+        let lease = Lease { instance: instance.to_owned() };
+        assert!(db.job_claim(id, &lease, now()).await.unwrap().is_some());
+        if *job == jobs[1] {
+            db.job_request_stop(id, owner, now()).await.unwrap();
+        }
+    }
+    db.close().await;
+
+    let app = TestApp::start_in(data, &[]).await;
+    assert_eq!(text(&app.wait_for_end(&jobs[0]).await, "/state"), "SUCCESS");
+    assert_eq!(text(&app.wait_for_end(&jobs[1]).await, "/state"), "ABORTED");
+    let others = app.post(&format!("{}:inspect", jobs[2])).await.json();
+    assert_eq!(text(&others, "/state"), "PENDING", "it is not this instance's");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn stop_ends_queued_and_running_jobs() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper_with("3.0.0", all_cpus().await).await).await;
+    let running = app.start_job(&release, json!({"input_2": FOREVER})).await;
+    app.wait_for(&running, &["STARTED"]).await;
+    let waiting = app.start_job(&release, json!({"input_2": FOREVER})).await;
+
+    for (job, last_words) in [(&waiting, "stopped"), (&running, "Will sleep for")] {
+        let asked = app.post(&format!("{job}:stop")).await;
+        assert_eq!(asked.status, 200, "{asked}");
+        let ended = app.wait_for_end(job).await;
+        assert_eq!(text(&ended, "/state"), "ABORTED", "{ended:#}");
+        assert_eq!((&ended["progress"], &ended["errors"]), (&json!(100), &json!(null)));
+        assert_eq!(ended["started_at"].is_string(), job == &running, "{ended:#}");
+        let log = log_in_zip(&app, &app.get(&format!("{job}/outputs/logfile")).await).await;
+        assert!(log.contains(last_words), "{log}");
+        let again = app.post(&format!("{job}:stop")).await;
+        assert_eq!((again.status.as_u16(), again.json()), (200, ended));
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_deleted_job_stops_and_leaves_nothing() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper_with("3.0.0", all_cpus().await).await).await;
+    let running = app.start_job(&release, json!({"input_2": FOREVER})).await;
+    app.wait_for(&running, &["STARTED"]).await;
+    assert_eq!(app.delete(&running).await.status, 204);
+    assert_eq!(app.get(&running).await.status, 404);
+    // It gives its place to the next one.
+    let next = app.start_job(&release, json!({"input_2": 0})).await;
+    assert_eq!(text(&app.wait_for_end(&next).await, "/state"), "SUCCESS");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_that_no_machine_fits_fails_at_once() {
+    let app = TestApp::start().await;
+    let machine = machine().await;
+    let more = Resources { nano_cpus: machine.nano_cpus + 1_500_000_000, ..machine };
+    let release = app.publish(sleeper_with("3.0.0", more).await).await;
+    let ordinary = app.publish(sleeper().await).await;
+    let job = app.start_job(&release, json!({})).await;
+    let behind = app.start_job(&ordinary, json!({"input_2": 0})).await;
+    let ended = app.wait_for_end(&job).await;
+    assert_eq!(text(&ended, "/state"), "FAILED", "{ended:#}");
+    assert_eq!(text(&ended, "/errors/0/type"), "runtime.resources");
+    let message = text(&ended, "/errors/0/msg");
+    for resources in [more, machine] {
+        assert!(message.contains(&resources.to_string()), "{message:?} names {resources}");
+    }
+    let log = log_in_zip(&app, &app.get(&format!("{job}/outputs/logfile")).await).await;
+    assert!(log.contains(message), "{log}");
+    let ended = app.wait_for_end(&behind).await;
+    assert_eq!(text(&ended, "/state"), "SUCCESS", "{ended:#}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_job_says_why() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let job = app.start_job(&release, json!({"input_2": 0, "input_3": true})).await;
+    let ended = app.wait_for_end(&job).await;
+    assert_eq!(text(&ended, "/state"), "FAILED", "{ended:#}");
+    assert_eq!(text(&ended, "/errors/0/type"), "runtime");
+    assert!(text(&ended, "/errors/0/msg").contains("exited with code 1"), "{ended:#}");
+    let last_lines = ended["errors"][0]["ctx"]["last_lines"].to_string();
+    assert!(last_lines.contains("asked to fail after sleeping"), "{last_lines}");
+    let outputs = app.get(&format!("{job}/outputs")).await;
+    assert_eq!(outputs.status, 409);
+    assert!(outputs.text().contains("exited with code 1"), "{outputs}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_input_file_that_was_deleted_fails_the_job() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let file = app.upload("a.txt", b"0").await.json();
+    let job = app.create(&release, json!({"input_1": file})).await;
+    let id = text(&file, "/id");
+    assert_eq!(app.delete(&format!("/v0/files/{id}")).await.status, 200);
+    assert_eq!(app.post(&format!("{job}:start")).await.status, 202);
+    let ended = app.wait_for_end(&job).await;
+    assert_eq!(text(&ended, "/errors/0/type"), "runtime.input", "{ended:#}");
+    let message = text(&ended, "/errors/0/msg");
+    assert!(message.contains("input_1") && message.contains(id), "{message}");
+    app.stop().await;
+}

@@ -1,0 +1,531 @@
+//! The API as clients see it: one whole conversation, every error, and who may do what.
+
+use std::{collections::BTreeSet, fmt::Write, io::Read, net::TcpListener};
+
+use bytes::Bytes;
+use futures_util::stream;
+use insta::{assert_snapshot, with_settings};
+use regex::Regex;
+use reqwest::{
+    Method,
+    header::{ALLOW, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE},
+};
+use serde_json::{Value as Json, json};
+use solverd::domain::{
+    id::{FileId, JobId},
+    user::Credentials,
+};
+use sqlx::{Connection, Executor, SqliteConnection};
+
+use crate::{
+    openapi::{document, operations},
+    support::{Answer, Api, SLEEPER, TestApp, answer, sha256, sleeper, text, wait_until},
+};
+
+/// What differs from run to run.
+const FILTERS: [(&str, &str); 10] = [
+    ("OEC:[0-9a-f]{12}-[0-9]{13}", "[support id]"),
+    ("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "[uuid]"),
+    (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "[time]"),
+    (r"127\.0\.0\.1:\d+", "127.0.0.1:[port]"),
+    (r#"\?[^"\s]*X-Amz[^"\s]*"#, "?[signature]"),
+    // One of the inputs is a file with its id.
+    (r#""inputs_checksum": "[0-9a-f]{64}""#, r#""inputs_checksum": "[sha256]""#),
+    // The sleeper answers a random number.
+    (r#""output_2": [1-9]"#, r#""output_2": [1-9]"#),
+    (r#"("output_1": \{[^}]*"checksum": )"[0-9a-f]{64}""#, r#"$1"[sha256]""#),
+    (r#"("output_1": \{[^}]*"e_tag": )"[0-9a-f]{32}""#, r#"$1"[md5]""#),
+    (r#""id": [1-9]\d*,"#, r#""id": [number],"#),
+];
+
+const RELEASE: &str = "/v0/solvers/simcore/services/comp/itis/sleeper/releases/2.1.6";
+
+/// Requests and answers, to be looked at as a whole.
+#[derive(Default)]
+struct Transcript(String);
+
+impl Transcript {
+    fn add(&mut self, request: &str, answer: &Answer) {
+        writeln!(self.0, "### {request}\n{answer}").unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_job_from_upload_to_log() {
+    let app = TestApp::start().await;
+    app.publish(sleeper().await).await;
+    let mut transcript = Transcript::default();
+
+    transcript.add("GET /v0/meta", &answer(app.anonymous(Method::GET, "/v0/meta")).await);
+    transcript.add("GET /v0/me", &app.get("/v0/me").await);
+    let announced = json!({"filename": "a.txt", "filesize": 1, "sha256_checksum": sha256(b"1")});
+    let plan = app.post_json("/v0/files/content", &announced).await;
+    transcript.add("POST /v0/files/content", &plan);
+    let abort = plan.json()["upload_schema"]["links"]["abort_upload"].as_str().unwrap().to_owned();
+    let aborted = app.post_json(&abort, &json!({"client_file": announced})).await;
+    transcript.add("POST /v0/files/{file_id}:abort", &aborted);
+    let input = app.upload("number.txt", b"1").await;
+    transcript.add("POST /v0/files/{file_id}:complete", &input);
+    let file = format!("/v0/files/{}", text(&input.json(), "/id"));
+    let link = app.get(&format!("{file}/content")).await;
+    transcript.add("GET /v0/files/{file_id}/content", &link);
+    assert_eq!(app.follow(&link).await, b"1");
+    let search = format!("/v0/files:search?sha256_checksum={}", sha256(b"1"));
+    transcript.add("GET /v0/files:search", &app.get(&search).await);
+
+    transcript.add("GET /v0/solvers", &app.get("/v0/solvers").await);
+    transcript.add("GET …/ports", &app.get(&format!("{RELEASE}/ports")).await);
+    let inputs = json!({"input_1": input.json(), "input_2": 0, "input_3": "false", "stray": 1});
+    let created =
+        app.post_json(&format!("{RELEASE}/jobs?hidden=false"), &json!({"values": inputs})).await;
+    transcript.add("POST …/jobs", &created);
+    let job = format!("{RELEASE}/jobs/{}", text(&created.json(), "/id"));
+    assert_eq!(app.get(&job).await.json(), created.json());
+    let notes = app.request(Method::PATCH, &format!("{job}/metadata"));
+    let notes = answer(notes.json(&json!({"metadata": {"mesh": 3, "name": "ü"}}))).await;
+    transcript.add("PATCH …/metadata", &notes);
+    assert_eq!(app.get(&format!("{job}/metadata")).await.json(), notes.json());
+
+    transcript.add("POST …:inspect", &app.post(&format!("{job}:inspect")).await);
+    transcript.add("POST …:start", &app.post(&format!("{job}:start")).await);
+    assert_eq!(app.post(&format!("{job}:start")).await.status, 200);
+    let logstream = format!("{job}/logstream");
+    let (one, two, ()) =
+        tokio::join!(app.get(&logstream), app.get(&logstream), follow_states(&app, &job));
+    assert_eq!(one.text(), two.text(), "both readers see the same");
+    let logged = check_stream(&one, text(&created.json(), "/id"));
+    assert!(logged.iter().any(|line| line.contains("stray")), "{logged:#?}");
+    let ended = app.post(&format!("{job}:inspect")).await;
+    transcript.add("POST …:inspect", &ended);
+    assert_eq!(ended.json()["state"], "SUCCESS", "{ended}\n{logged:#?}");
+    transcript.add("POST …:start", &app.post(&format!("{job}:start")).await);
+
+    let outputs = app.get(&format!("{job}/outputs")).await;
+    transcript.add("GET …/outputs", &outputs);
+    let results = &outputs.json()["results"];
+    let output = format!("/v0/files/{}", text(results, "/output_1/id"));
+    let content = app.follow(&app.get(&format!("{output}/content")).await).await;
+    assert_eq!(text(results, "/output_1/checksum"), sha256(&content));
+    assert_eq!(String::from_utf8(content).unwrap(), results["output_2"].to_string());
+    let link = app.get(&format!("{job}/outputs/logfile")).await;
+    transcript.add("GET …/outputs/logfile", &link);
+    let log = log_in_zip(&app, &link).await;
+    let lines: Vec<_> = log.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    assert_eq!(lines, logged, "the log file holds what was streamed");
+
+    transcript.add("DELETE …/{job_id}", &app.delete(&job).await);
+    assert_eq!(app.delete(&job).await.status, 404);
+    let gone = async || app.get(&output).await.status;
+    wait_until("the output to go with its job", gone, |status| *status == 404).await;
+    transcript.add("DELETE /v0/files/{file_id}", &app.delete(&file).await);
+    assert_eq!(app.get(&file).await.status, 404);
+
+    with_settings!({ filters => FILTERS }, { assert_snapshot!(transcript.0) });
+    app.stop().await;
+}
+
+/// Watches a job until it has ended: its states come in order, its progress never falls.
+async fn follow_states(app: &Api, job: &str) {
+    const ORDER: [&str; 4] = ["PUBLISHED", "PENDING", "STARTED", "SUCCESS"];
+    let mut seen = Vec::new();
+    let inspect = async || {
+        let status = app.post(&format!("{job}:inspect")).await.json();
+        let state = ORDER.iter().position(|state| status["state"] == **state);
+        seen.push((state.expect("a state on the way to success"), status["progress"].as_i64()));
+        status
+    };
+    wait_until("SUCCESS", inspect, |status| status["state"] == "SUCCESS").await;
+    assert!(seen.is_sorted_by(|one, next| one.0 <= next.0 && one.1 <= next.1), "{seen:?}");
+    assert_eq!(seen.last(), Some(&(3, Some(100))));
+}
+
+/// The messages of a log stream, each of which has the shape that clients rely on.
+fn check_stream(stream: &Answer, id: &str) -> Vec<String> {
+    assert_eq!(stream.status, 200);
+    assert_eq!(stream.header(&CONTENT_TYPE), Some("application/x-ndjson"));
+    let message = |line: &str| {
+        let line: Json = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line:?}"));
+        assert_eq!(text(&line, "/job_id"), id);
+        assert!(matches!(line["log_level"].as_i64(), Some(20 | 30 | 40)), "{line}");
+        assert_eq!(line["messages"].as_array().unwrap().len(), 1);
+        text(&line, "/messages/0").to_owned()
+    };
+    stream.text().lines().map(message).collect()
+}
+
+/// The text of the one file in a job's log zip.
+pub(crate) async fn log_in_zip(app: &Api, link: &Answer) -> String {
+    let content = app.follow(link).await;
+    let mut zip = zip::ZipArchive::new(std::io::Cursor::new(content)).unwrap();
+    assert_eq!(zip.len(), 1);
+    let mut file = zip.by_index(0).unwrap();
+    let name = file.name().unwrap().into_owned();
+    let (stem, extension) = name.rsplit_once('.').unwrap();
+    assert!(extension == "logs" && !stem.contains('/'), "{name}");
+    let mut log = String::new();
+    file.read_to_string(&mut log).unwrap();
+    log
+}
+
+#[tokio::test]
+async fn every_error_has_one_shape() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let job = app.create(&release, json!({})).await;
+    let jobs = format!("{RELEASE}/jobs");
+    let nowhere = FileId::new();
+    let file = json!({"filename": "a.txt", "filesize": 3, "sha256_checksum": sha256(b"abc")});
+    let upload = app.post_json("/v0/files/content", &file).await.json();
+    let complete = text(&upload, "/upload_schema/links/complete_upload").to_owned();
+    let parts = json!({"client_file": file, "uploaded_parts": {"parts": []}});
+    let mut transcript = Transcript::default();
+
+    let wrong = app.anonymous(Method::GET, "/v0/me").basic_auth("ada-key", Some("guessed"));
+    let unknown = app.anonymous(Method::GET, "/v0/me").basic_auth("nobody", Some("guessed"));
+    let (wrong, unknown) = (answer(wrong).await, answer(unknown).await);
+    assert_eq!(wrong.to_string(), unknown.to_string(), "nobody learns which keys there are");
+    transcript.add("no credentials", &answer(app.anonymous(Method::GET, "/v0/me")).await);
+    transcript.add("wrong credentials", &wrong);
+
+    for path in [
+        // 404: no such thing
+        &format!("/v0/files/{nowhere}"),
+        "/v0/solvers/simcore/services/comp/nowhere/latest",
+        "/v0/solvers/simcore/services/comp/itis/sleeper/releases/9.9.9",
+        &format!("{RELEASE}/jobs/{nowhere}"),
+        &format!("{}{}", RELEASE.replace("2.1.6", "2.1.1"), &job[RELEASE.len()..]),
+        &format!("{job}/outputs/logfile"),
+        // 404: no such operation
+        "/v0/nothing",
+        // 409
+        &format!("{job}/outputs"),
+        // 422: path
+        "/v0/files/42",
+        "/v0/solvers/simcore/services/dynamic/x/latest",
+        "/v0/solvers/simcore/services/comp/itis/sleeper/releases/two",
+        &format!("{jobs}/%FF"),
+        // 422: query
+        &format!("{jobs}/page?limit=51"),
+        &format!("{jobs}/page?offset=-1"),
+        "/v0/files:search?sha256_checksum=abc",
+        "/v0/files:search?file_id=42",
+    ] {
+        transcript.add(&format!("GET {path}"), &app.get(path).await);
+    }
+    for (method, path) in [(Method::PUT, "/v0/me"), (Method::POST, "/v0/files/content/")] {
+        let answer = answer(app.request(method.clone(), path)).await;
+        transcript.add(&format!("{method} {path}"), &answer);
+    }
+    let (no_file, no_text) = (json!({"id": nowhere, "filename": "a.txt"}), json!({"id": 1}));
+    for (path, body) in [
+        // 422: body
+        ("/v0/files/content", ""),
+        ("/v0/files/content", "{"),
+        ("/v0/files/content", r#"{"filename": "a.txt", "filesize": -1, "sha256_checksum": ""}"#),
+        ("/v0/files/content", r#"{"filename": "../a", "filesize": 1, "sha256_checksum": ""}"#),
+        ("/v0/files/content", r#"{"filename": "a.txt", "filesize": 1, "sha256_checksum": "abc"}"#),
+        (&complete, r#"{"client_file": null}"#),
+        (&complete, &parts.to_string()),
+        (&format!("{jobs}?hidden=maybe"), r#"{"values": {}}"#),
+        (&jobs, r#"{"values": []}"#),
+        // 422: values
+        (
+            &jobs,
+            r#"{"values": {"input_1": 3, "input_2": "two", "input_3": [true], "input_4": 1.5}}"#,
+        ),
+        (&jobs, &json!({"values": {"input_1": no_file}}).to_string()),
+        (&jobs, &json!({"values": {"input_1": no_text, "stray": no_text}}).to_string()),
+    ] {
+        let answer = answer(app.request(Method::POST, path).body(body.to_owned())).await;
+        transcript.add(&format!("POST {path}\n{body}"), &answer);
+    }
+    let notes = app.request(Method::PATCH, &format!("{job}/metadata"));
+    let notes = notes.json(&json!({"metadata": {"good": 1, "list": [], "none": null}}));
+    transcript.add("PATCH …/metadata", &answer(notes).await);
+    for (what, body) in too_large() {
+        let request = app.request(Method::POST, &jobs).body(body);
+        transcript.add(&format!("a body of 8 MiB and a byte, {what}"), &answer(request).await);
+    }
+    break_database(&app).await;
+    transcript.add("a broken database", &app.get("/v0/files").await);
+
+    with_settings!({ filters => FILTERS }, { assert_snapshot!(transcript.0) });
+    app.stop().await;
+}
+
+fn too_large() -> [(&'static str, reqwest::Body); 2] {
+    const LIMIT: usize = 8 << 20;
+    let chunk = Bytes::from(vec![b' '; 1 << 16]);
+    let chunks = std::iter::repeat_n(chunk, LIMIT >> 16).chain([Bytes::from_static(b" ")]);
+    let chunks = stream::iter(chunks.map(Ok::<_, std::io::Error>));
+    [("declared", vec![b' '; LIMIT + 1].into()), ("in chunks", reqwest::Body::wrap_stream(chunks))]
+}
+
+async fn break_database(app: &TestApp) {
+    let url = format!("sqlite:{}", app.data().join("solverd.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    connection.execute("ALTER TABLE files RENAME TO gone").await.unwrap();
+    connection.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_lost_object_store_is_told_from_a_fault() {
+    let store = TestApp::start().await;
+    let announced = json!({"filename": "a", "filesize": 1, "sha256_checksum": sha256(b"1")});
+    let plan = store.post_json("/v0/files/content", &announced).await.json();
+    let (endpoint, _) = text(&plan, "/upload_schema/urls/0").split_once("/solverd/").unwrap();
+    let keys = std::fs::read_to_string(store.data().join("s3-credentials")).unwrap();
+    let (id, secret) = keys.trim().split_once(':').unwrap();
+    let flags = [
+        format!("--s3-endpoint={endpoint}"),
+        format!("--s3-access-key-id={id}"),
+        format!("--s3-secret-access-key={secret}"),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let app = TestApp::start_in(folder, &flags.each_ref().map(String::as_str)).await;
+    let file = app.upload("a.txt", b"1").await;
+    assert_eq!(file.status, 200, "{file}");
+
+    store.stop().await;
+    let lost = app.delete(&format!("/v0/files/{}", text(&file.json(), "/id"))).await;
+    with_settings!({ filters => FILTERS }, { assert_snapshot!(lost) });
+    app.stop().await;
+}
+
+/// Every operation with its parameters filled in, and a body where it takes one.
+fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::RequestBuilder)> {
+    let file = json!({"filename": "a.txt", "filesize": 1, "sha256_checksum": sha256(b"1")});
+    let request = |operation: &crate::openapi::Operation| {
+        let mut path = operation.path.clone();
+        for (name, value) in values {
+            path = path.replace(&format!("{{{name}}}"), value);
+        }
+        assert!(!path.contains('{'), "{path} has a parameter that the test does not know");
+        let method = Method::from_bytes(operation.method.as_bytes()).unwrap();
+        let request = api.request(method, &path);
+        let request = match operation.id() {
+            "get_upload_links" => request.json(&file),
+            "complete_multipart_upload" => {
+                request.json(&json!({"client_file": file, "uploaded_parts": {"parts": []}}))
+            }
+            "abort_multipart_upload" => request.json(&json!({"client_file": file})),
+            "create_solver_job" => request.json(&json!({"values": {}})),
+            "replace_job_custom_metadata" => request.json(&json!({"metadata": {}})),
+            id => {
+                assert!(operation.definition.get("requestBody").is_none(), "{id} takes a body");
+                request
+            }
+        };
+        (operation.id().to_owned(), request)
+    };
+    operations().iter().map(request).collect()
+}
+
+#[tokio::test]
+async fn nothing_is_open_to_strangers() {
+    let app = TestApp::start().await;
+    let id = JobId::new().to_string();
+    let good = [("solver_key", SLEEPER), ("version", "2.1.6"), ("job_id", &id), ("file_id", &id)];
+    let bad = good.map(|(name, _)| (name, "nonsense"));
+    let wrong = Credentials { key: "ada-key".to_owned(), secret: "guessed".to_owned() };
+    let guessing = app.seen_by(wrong);
+    let mut requests_of_strangers = Vec::new();
+    // Nor are they told what is wrong with their parameters or their body.
+    for values in [good, bad] {
+        for (operation, request) in requests(&guessing, &values) {
+            let request = request.build().unwrap();
+            let mut anonymous = request.try_clone().unwrap();
+            anonymous.headers_mut().remove(AUTHORIZATION);
+            let mut bare = anonymous.try_clone().unwrap();
+            *bare.body_mut() = None;
+            bare.headers_mut().clear();
+            for (request, code) in [
+                (request, "invalid_credentials"),
+                (anonymous, "not_authenticated"),
+                (bare, "not_authenticated"),
+            ] {
+                requests_of_strangers.push((operation.clone(), request, code));
+            }
+        }
+    }
+    let (mut open, mut wrong) = (BTreeSet::new(), Vec::new());
+    for (operation, request, code) in requests_of_strangers {
+        let answer = app.execute(request).await;
+        let challenge = answer.header(&WWW_AUTHENTICATE).unwrap_or_default();
+        if answer.status == 200 {
+            open.insert(operation);
+        } else if answer.status != 401
+            || answer.json()["code"] != code
+            || !challenge.starts_with("Basic ")
+        {
+            wrong.push(format!("{operation}: {answer}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(open.iter().collect::<Vec<_>>(), ["get_service_metadata"]);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_belongs_to_others_is_not_there() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let job = app.create(&release, json!({})).await;
+    let job_id = job.rsplit('/').next().unwrap();
+    let file = app.upload("a.txt", b"1").await.json();
+    let file_id = text(&file, "/id");
+    let bob = app.add_user("bob@example.org").await;
+    let values =
+        [("solver_key", SLEEPER), ("version", "2.1.6"), ("job_id", job_id), ("file_id", file_id)];
+    let mut refused = 0;
+    for (operation, request) in requests(&bob, &values) {
+        let answer = answer(request).await;
+        let owned = operations().iter().any(|known| {
+            known.id() == operation
+                && (known.path.contains("{job_id}") || known.path.contains("{file_id}"))
+        });
+        if owned {
+            assert_eq!(answer.status, 404, "{operation}: {answer}");
+            refused += 1;
+        } else {
+            assert!(answer.status.is_success(), "{operation}: {answer}");
+        }
+    }
+    assert_eq!(refused, 15, "operations on what is owned");
+    let stolen = json!({"values": {"input_1": file}});
+    assert_eq!(bob.post_json(&format!("{RELEASE}/jobs"), &stolen).await.status, 422);
+    let found = bob.get(&format!("/v0/files:search?file_id={file_id}")).await.json();
+    assert_eq!(found["total"], 0);
+    assert_eq!(app.get(&job).await.status, 200, "it is still there");
+    assert_eq!(app.get(&format!("/v0/files/{file_id}")).await.json(), file);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_slash_too_many_leads_back() {
+    let app = TestApp::start().await;
+    for (method, path, location) in [
+        (Method::GET, "/v0/me/", "/v0/me"),
+        (Method::GET, "/v0/files:search/?limit=3&offset=1", "/v0/files:search?limit=3&offset=1"),
+        (Method::POST, "/v0/files/content/", "/v0/files/content"),
+        (
+            Method::GET,
+            "/v0/solvers/simcore%2Fservices%2Fcomp%2Fa/latest/",
+            "/v0/solvers/simcore%2Fservices%2Fcomp%2Fa/latest",
+        ),
+    ] {
+        let answer = answer(app.request(method, path)).await;
+        assert_eq!(answer.status, 307, "{answer}");
+        assert_eq!(answer.header(&LOCATION), Some(location));
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn solver_keys_may_be_written_in_two_ways() {
+    let app = TestApp::start().await;
+    app.publish(sleeper().await).await;
+    let encoded = SLEEPER.replace('/', "%2F");
+    let jobs = format!("/v0/solvers/{encoded}/releases/2.1.6/jobs");
+    let job = app.post_json(&jobs, &json!({"values": {"input_2": 1}})).await;
+    assert_eq!(job.status, 201, "{job}");
+    let job = format!("releases/2.1.6/jobs/{}", text(&job.json(), "/id"));
+    for rest in [
+        "latest",
+        "releases",
+        "releases/2.1.6",
+        "releases/2.1.6/ports",
+        "releases/2.1.6/jobs",
+        "releases/2.1.6/jobs/page?limit=1",
+        &job,
+        &format!("{job}/metadata"),
+        &format!("{job}/outputs"),
+    ] {
+        let raw = app.get(&format!("/v0/solvers/{SLEEPER}/{rest}")).await;
+        for key in [&encoded, &encoded.to_lowercase()] {
+            let other = app.get(&format!("/v0/solvers/{key}/{rest}")).await;
+            assert_eq!(raw.to_string(), other.to_string());
+        }
+        let status = if rest.ends_with("outputs") { 409 } else { 200 };
+        assert_eq!(raw.status, status, "{rest}: {raw}");
+    }
+    let inspected = app.post(&format!("/v0/solvers/{encoded}/{job}:inspect")).await;
+    assert_eq!(inspected.json()["state"], "NOT_STARTED", "{inspected}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_keeps_its_name_and_every_byte() {
+    let app = TestApp::start().await;
+    let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    for (name, content) in [("ünïcode \"name\".dat", &bytes[..]), ("empty", b"")] {
+        let file = app.upload(name, content).await.json();
+        assert_eq!(text(&file, "/filename"), name);
+        let link = app.get(&format!("/v0/files/{}/content", text(&file, "/id"))).await;
+        assert_eq!(app.follow(&link).await, content);
+        let download = answer(app.anonymous_url(link.header(&LOCATION).unwrap())).await;
+        let disposition = download.header(&CONTENT_DISPOSITION).unwrap();
+        assert!(disposition.starts_with("attachment"), "{disposition}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_service_tells_about_itself() {
+    let app = TestApp::start().await;
+    let health = answer(app.anonymous(Method::GET, "/health")).await;
+    assert_eq!(health.status, 200);
+    assert!(health.text().contains("is healthy"), "{health}");
+    let served = answer(app.anonymous(Method::GET, "/openapi.json")).await;
+    assert_eq!(served.json(), document());
+
+    for path in ["/", "/docs"] {
+        let answer = answer(app.anonymous(Method::GET, path)).await;
+        assert_eq!((answer.status.as_u16(), answer.header(&LOCATION)), (302, Some("/docs/")));
+    }
+    // Whatever the page needs comes from the service itself.
+    let page = answer(app.anonymous(Method::GET, "/docs/")).await;
+    assert!(page.header(&CONTENT_TYPE).unwrap().starts_with("text/html"), "{page}");
+    assert!(!page.text().contains("://"), "{page}");
+    let link = Regex::new(r#"(?:src|href)="([^"]+)""#).unwrap();
+    let mut parts = 0;
+    for link in link.captures_iter(page.text()) {
+        let part = answer(app.anonymous(Method::GET, &format!("/docs/{}", &link[1]))).await;
+        assert_eq!(part.status, 200, "{}", &link[1]);
+        parts += 1;
+    }
+    assert!(parts > 3, "{page}");
+    let start = answer(app.anonymous(Method::GET, "/docs/swagger-initializer.js")).await;
+    assert!(start.text().contains("/openapi.json") && !start.text().contains("://"), "{start}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_wrong_method_is_told_the_right_ones() {
+    let app = TestApp::start().await;
+    let id = JobId::new();
+    for (method, path, allow) in [
+        (Method::POST, "/v0/me".to_owned(), "GET"),
+        (Method::PATCH, format!("/v0/files/{id}"), "DELETE, GET"),
+        (Method::GET, format!("{RELEASE}/jobs/{id}:start"), "POST"),
+        (Method::DELETE, format!("/v0/files/{id}:abort"), "POST"),
+        (Method::PUT, format!("{RELEASE}/jobs"), "GET, POST"),
+        (Method::DELETE, format!("{RELEASE}/jobs/{id}/metadata"), "GET, PATCH"),
+    ] {
+        let answer = answer(app.request(method.clone(), &path)).await;
+        assert_eq!(answer.status, 405, "{method} {path}: {answer}");
+        assert_eq!(answer.header(&ALLOW), Some(allow), "{method} {path}");
+        assert_eq!(answer.json()["code"], "method_not_allowed");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_taken_port_is_refused_with_the_settings_name() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let settings = crate::support::settings(folder.path(), &[]);
+    let settings = solverd::settings::Settings { listen: taken.local_addr().unwrap(), ..settings };
+    let error = Box::pin(solverd::App::bind(&settings)).await.err().unwrap();
+    assert!(format!("{error:#}").contains("setting `listen`"), "{error:#}");
+}

@@ -1,0 +1,967 @@
+//! The store, on each of the two databases. Postgres is the server that `SOLVERD_TEST_POSTGRES_URL` names (`scripts/postgres.sh` starts
+//! one); every test gets a database of its own. With `REQUIRE_POSTGRES` its absence is a failure.
+
+use std::{collections::BTreeSet, panic::AssertUnwindSafe, str::FromStr, time::Duration};
+
+use chrono::{DateTime, TimeDelta};
+use futures_util::FutureExt;
+use serde_json::{Map, json};
+use solverd::{
+    domain::{
+        file::File,
+        id::{FileId, JobId, UserId},
+        job::{Job, JobError, JobState, Lease, Transition},
+        solver::{Body, Container, Port, PortType, Release, Resources, SolverKey, Version},
+        time::{Timestamp, now},
+        user::{Credentials, User, secret_hash},
+        value::Values,
+    },
+    store::{Claimed, Db, Error, LogChunk},
+};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, SqliteConnection,
+    postgres::PgConnectOptions,
+};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+use crate::support::env;
+
+/// A database that nobody else uses.
+struct Fresh {
+    url: String,
+    place: Place,
+}
+
+enum Place {
+    Folder(TempDir),
+    Server { url: String, name: String },
+}
+
+impl Fresh {
+    fn sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}", folder.path().join("store.db").display());
+        Self { url, place: Place::Folder(folder) }
+    }
+
+    /// `None` where there is no server and nobody insists on one.
+    #[expect(clippy::print_stderr, reason = "nothing is skipped silently")]
+    async fn postgres() -> Option<Self> {
+        let Some(server) = env("SOLVERD_TEST_POSTGRES_URL") else {
+            assert!(
+                env("REQUIRE_POSTGRES").is_none(),
+                "REQUIRE_POSTGRES is set, but SOLVERD_TEST_POSTGRES_URL is not"
+            );
+            eprintln!("only on SQLite: SOLVERD_TEST_POSTGRES_URL is not set");
+            return None;
+        };
+        let name = format!("solverd_test_{}", JobId::new().0.simple());
+        execute(&server, format!("CREATE DATABASE {name}")).await;
+        let options = PgConnectOptions::from_str(&server).unwrap().database(&name);
+        let url = options.to_url_lossy().into();
+        Some(Self { url, place: Place::Server { url: server, name } })
+    }
+
+    /// Gives the opened database to a test, and removes it however the test ends.
+    async fn run(self, test: impl AsyncFnOnce(Db)) {
+        let db = Db::open(&self.url).await.unwrap();
+        let result = AssertUnwindSafe(test(db.clone())).catch_unwind().await;
+        db.close().await;
+        self.remove().await;
+        if let Err(panic) = result {
+            std::panic::resume_unwind(panic);
+        }
+    }
+
+    async fn remove(self) {
+        match self.place {
+            Place::Folder(folder) => folder.close().unwrap(),
+            Place::Server { url, name } => {
+                execute(&url, format!("DROP DATABASE {name} WITH (FORCE)")).await;
+            }
+        }
+    }
+}
+
+async fn execute(server: &str, sql: String) {
+    let mut connection = PgConnection::connect(server).await.expect("the Postgres server answers");
+    connection.execute(AssertSqlSafe(sql)).await.unwrap();
+    connection.close().await.unwrap();
+}
+
+/// Makes two tests of each function: one on SQLite, one on Postgres.
+macro_rules! on_both {
+    ($($test:ident,)*) => {
+        mod sqlite {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $test() {
+                    super::Fresh::sqlite().run(super::$test).await;
+                }
+            )*
+        }
+
+        mod postgres {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $test() {
+                    if let Some(fresh) = super::Fresh::postgres().await {
+                        fresh.run(super::$test).await;
+                    }
+                }
+            )*
+        }
+    };
+}
+
+on_both! {
+    a_user_is_added_once,
+    a_key_speaks_for_its_user_until_it_is_revoked,
+    a_release_is_published_once,
+    racing_publications_of_a_release_are_one,
+    releases_are_in_the_order_of_their_versions,
+    an_upload_is_no_file_until_it_is_complete,
+    files_are_seen_by_their_owner_only,
+    files_are_found_by_content_and_id,
+    outputs_are_files_that_no_list_shows,
+    a_job_reads_back_as_it_was_stored,
+    json_survives_verbatim,
+    a_job_lives_from_creation_to_success,
+    every_step_out_of_order_is_refused,
+    a_failed_job_says_why,
+    one_of_16_publications_wins,
+    one_of_16_claims_wins,
+    the_queue_is_in_the_order_of_submission,
+    a_stop_is_an_intent_until_somebody_acts,
+    only_the_holder_of_the_lease_ends_a_job,
+    a_requeued_job_runs_elsewhere,
+    a_deleted_job_is_hidden_and_then_removed,
+    pages_have_a_stable_order_and_a_total,
+    moments_sort_by_time_not_by_text,
+    the_log_comes_in_order,
+    progress_never_falls,
+    a_change_wakes_who_waits_for_that_job,
+    metadata_are_replaced,
+}
+
+const KEY: &str = "simcore/services/comp/test/solver";
+
+fn key() -> SolverKey {
+    SolverKey::parse(KEY).unwrap()
+}
+
+fn version(text: &str) -> Version {
+    Version::parse(text).unwrap()
+}
+
+fn port(key: &str, kind: PortType) -> Port {
+    Port {
+        key: key.to_owned(),
+        label: "Länge".to_owned(),
+        description: "In metres.".to_owned(),
+        kind,
+        path: None,
+        unit: Some("m".to_owned()),
+        default: Some(json!(2.0)),
+        required: true,
+    }
+}
+
+fn release(text: &str) -> Release {
+    Release {
+        key: key(),
+        version: version(text),
+        title: "Solver".to_owned(),
+        description: "Solves, naïvely.".to_owned(),
+        maintainer: "ada@example.org".to_owned(),
+        version_display: None,
+        inputs: vec![
+            port("schema", PortType::Schema(json!({"type": "number", "maximum": 1e300}))),
+            port("length", PortType::Number),
+            port("file", PortType::File("text/plain".to_owned())),
+        ],
+        outputs: vec![port("answer", PortType::Integer)],
+        body: Body::Container(Container {
+            image: "solver:1".to_owned(),
+            command: vec!["run".to_owned(), "--fast".to_owned()],
+            env: [("A".to_owned(), "1".to_owned())].into(),
+            resources: Resources::default(),
+            network: true,
+            progress_regexp: Some(r"^(\d+)%$".to_owned()),
+        }),
+    }
+}
+
+fn values(text: &str) -> Values {
+    serde_json::from_str(text).unwrap()
+}
+
+fn lease(instance: &str) -> Lease {
+    Lease { instance: instance.to_owned() }
+}
+
+fn succeed() -> Transition {
+    Transition::Succeed { outputs: values(r#"{"answer": 42}"#), log: "jobs/x/log.zip".to_owned() }
+}
+
+fn after(begin: Timestamp, microseconds: i64) -> Timestamp {
+    begin + TimeDelta::microseconds(microseconds)
+}
+
+fn assert_not_found<T: std::fmt::Debug>(result: Result<T, Error>) {
+    match result {
+        Err(Error::NotFound { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+fn assert_conflict<T: std::fmt::Debug>(result: Result<T, Error>) {
+    match result {
+        Err(Error::Conflict(_)) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+fn assert_illegal<T: std::fmt::Debug>(result: Result<T, Error>) {
+    match result {
+        Err(Error::Illegal(_)) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn user(db: &Db, email: &str) -> User {
+    db.user_add(email, now()).await.unwrap()
+}
+
+/// A user and a release to make jobs of.
+async fn ready(db: &Db) -> UserId {
+    db.release_publish(&release("1.0.0"), now()).await.unwrap();
+    user(db, "ada@example.org").await.id
+}
+
+fn new_job(owner: UserId, at: Timestamp) -> Job {
+    Job::new(owner, key(), "1.0.0".to_owned(), values(r#"{"length": 3}"#), at)
+}
+
+async fn job(db: &Db, owner: UserId) -> JobId {
+    let job = new_job(owner, now());
+    db.job_add(&job).await.unwrap();
+    job.id
+}
+
+async fn queued(db: &Db, owner: UserId) -> JobId {
+    let id = job(db, owner).await;
+    assert!(db.job_publish(id, owner, now()).await.unwrap().1);
+    id
+}
+
+async fn claimed(db: &Db, owner: UserId, instance: &str) -> Claimed {
+    let id = queued(db, owner).await;
+    db.job_claim(id, &lease(instance), now()).await.unwrap().unwrap()
+}
+
+async fn started(db: &Db, owner: UserId, instance: &str) -> Claimed {
+    let mut claimed = claimed(db, owner, instance).await;
+    db.job_start(&mut claimed, "container".to_owned(), now()).await.unwrap();
+    claimed
+}
+
+fn upload(owner: UserId, content: &str) -> File {
+    File {
+        id: FileId::new(),
+        owner,
+        filename: "ünïcode name.txt".to_owned(),
+        size: 1 << 40,
+        sha256: content.repeat(64),
+        e_tag: None,
+        upload_id: Some("upload".to_owned()),
+        job_id: None,
+        created_at: now(),
+        completed_at: None,
+    }
+}
+
+async fn file(db: &Db, owner: UserId, content: &str) -> FileId {
+    let upload = upload(owner, content);
+    db.file_add(&upload).await.unwrap();
+    db.file_complete(upload.id, owner, "tag", now()).await.unwrap().id
+}
+
+async fn a_user_is_added_once(db: Db) {
+    assert!(!db.user_any().await.unwrap());
+    let at = now();
+    let ada = db.user_add("ada@example.org", at).await.unwrap();
+    assert!(db.user_any().await.unwrap());
+    assert!(ada.id.0 > 0, "oSPARC's clients demand positive ids, got {:?}", ada.id);
+    assert_eq!((ada.email.as_str(), ada.created_at), ("ada@example.org", at));
+    assert_eq!(db.user_by_email("ada@example.org").await.unwrap(), ada);
+
+    assert_conflict(db.user_add("ada@example.org", now()).await);
+    assert_not_found(db.user_by_email("bob@example.org").await);
+    assert_ne!(user(&db, "bob@example.org").await.id, ada.id);
+}
+
+async fn a_key_speaks_for_its_user_until_it_is_revoked(db: Db) {
+    let (ada, bob) = (user(&db, "ada@example.org").await, user(&db, "bob@example.org").await);
+    let credentials = Credentials::random().unwrap();
+    db.key_add(&ada, &credentials, now()).await.unwrap();
+    let found = db.key_find(&credentials.key).await.unwrap();
+    assert_eq!(found, Some((secret_hash(&credentials.secret), ada.clone())));
+    assert_eq!(db.key_find("unknown").await.unwrap(), None);
+
+    assert_conflict(db.key_add(&ada, &credentials, now()).await);
+    let stolen = Credentials { key: credentials.key.clone(), secret: "another".to_owned() };
+    assert_conflict(db.key_add(&bob, &stolen, now()).await);
+    assert_eq!(db.key_find(&credentials.key).await.unwrap().unwrap().1, ada);
+
+    let second = Credentials::random().unwrap();
+    db.key_add(&ada, &second, now()).await.unwrap();
+    db.key_revoke(&credentials.key).await.unwrap();
+    assert_eq!(db.key_find(&credentials.key).await.unwrap(), None);
+    assert_not_found(db.key_revoke(&credentials.key).await);
+    assert_eq!(db.key_find(&second.key).await.unwrap().unwrap().1, ada);
+}
+
+async fn a_release_is_published_once(db: Db) {
+    let first = release("1.0.0");
+    assert!(db.release_publish(&first, now()).await.unwrap());
+    assert!(!db.release_publish(&first, now()).await.unwrap());
+    assert_eq!(db.release_get(&first.key, &first.version).await.unwrap(), first);
+
+    let other = Release { title: "Another".to_owned(), ..first.clone() };
+    assert_conflict(db.release_publish(&other, now()).await);
+    assert_eq!(db.release_get(&first.key, &first.version).await.unwrap(), first);
+    assert_not_found(db.release_get(&first.key, &version("1.0.1")).await);
+}
+
+async fn racing_publications_of_a_release_are_one(db: Db) {
+    let mut racers = JoinSet::new();
+    for _ in 0..16 {
+        let db = db.clone();
+        racers.spawn(async move { db.release_publish(&release("1.0.0"), now()).await.unwrap() });
+    }
+    let new = racers.join_all().await.into_iter().filter(|&new| new).count();
+    assert_eq!(new, 1);
+}
+
+async fn releases_are_in_the_order_of_their_versions(db: Db) {
+    let texts = ["2.10.0", "2.9.1", "2.9.1-rc.1", "10.0.0", "2.9.1-rc.10", "2.9.1-rc.9"];
+    for text in texts {
+        db.release_publish(&release(text), now()).await.unwrap();
+    }
+    let elsewhere = SolverKey::parse("simcore/services/comp/a").unwrap();
+    let other = Release { key: elsewhere.clone(), ..release("3.0.0") };
+    db.release_publish(&other, now()).await.unwrap();
+
+    let shown = |releases: Vec<Release>| -> Vec<String> {
+        releases.iter().map(|release| release.version.to_string()).collect()
+    };
+    let sorted = ["2.9.1-rc.1", "2.9.1-rc.9", "2.9.1-rc.10", "2.9.1", "2.10.0", "10.0.0"];
+    assert_eq!(shown(db.releases_of(&key()).await.unwrap()), sorted);
+    assert_eq!(shown(db.releases_all().await.unwrap()), [&["3.0.0"], &sorted[..]].concat());
+    assert_not_found(db.releases_of(&SolverKey::parse("simcore/services/comp/b").unwrap()).await);
+}
+
+async fn an_upload_is_no_file_until_it_is_complete(db: Db) {
+    let owner = user(&db, "ada@example.org").await.id;
+    let upload = upload(owner, "a");
+    db.file_add(&upload).await.unwrap();
+    assert_eq!(db.file_or_upload(upload.id, owner).await.unwrap(), upload);
+    assert_not_found(db.file_get(upload.id, owner).await);
+    assert_eq!(db.files_all(owner).await.unwrap(), []);
+    assert_eq!(db.files_search(owner, None, None, 50, 0).await.unwrap(), (vec![], 0));
+
+    let at = now();
+    let complete = db.file_complete(upload.id, owner, "tag", at).await.unwrap();
+    let expected = File {
+        e_tag: Some("tag".to_owned()),
+        upload_id: None,
+        completed_at: Some(at),
+        ..upload.clone()
+    };
+    assert_eq!(complete, expected);
+    assert_eq!(db.file_get(upload.id, owner).await.unwrap(), expected);
+    let again = db.file_complete(upload.id, owner, "tag", after(at, 5)).await.unwrap();
+    assert_eq!(again, expected);
+    assert_eq!(db.files_all(owner).await.unwrap(), [expected]);
+
+    db.file_remove(upload.id, owner).await.unwrap();
+    assert_not_found(db.file_or_upload(upload.id, owner).await);
+    assert_not_found(db.file_remove(upload.id, owner).await);
+    assert_not_found(db.file_complete(upload.id, owner, "tag", at).await);
+}
+
+async fn files_are_seen_by_their_owner_only(db: Db) {
+    let (ada, bob) = (user(&db, "ada@example.org").await.id, user(&db, "bob@example.org").await.id);
+    let id = file(&db, ada, "a").await;
+    assert_not_found(db.file_get(id, bob).await);
+    assert_not_found(db.file_or_upload(id, bob).await);
+    assert_not_found(db.file_complete(id, bob, "tag", now()).await);
+    assert_not_found(db.file_remove(id, bob).await);
+    assert_eq!(db.files_all(bob).await.unwrap(), []);
+    assert_eq!(db.files_search(bob, None, Some(id), 50, 0).await.unwrap(), (vec![], 0));
+    assert_eq!(db.file_get(id, ada).await.unwrap().id, id);
+}
+
+async fn files_are_found_by_content_and_id(db: Db) {
+    let owner = user(&db, "ada@example.org").await.id;
+    let mut ids = Vec::new();
+    for content in ["a", "b", "a"] {
+        ids.push(file(&db, owner, content).await);
+    }
+    let search = async |content: Option<&str>, id, limit, offset| {
+        let sha256 = content.map(|content| content.repeat(64));
+        let (files, total) =
+            db.files_search(owner, sha256.as_deref(), id, limit, offset).await.unwrap();
+        (files.iter().map(|file| file.id).collect::<Vec<_>>(), total)
+    };
+    let [first, second, third] = ids[..] else { unreachable!() };
+    assert_eq!(search(None, None, 50, 0).await, (vec![third, second, first], 3));
+    assert_eq!(search(None, None, 1, 1).await, (vec![second], 3));
+    assert_eq!(search(None, None, 50, 3).await, (vec![], 3));
+    assert_eq!(search(Some("a"), None, 50, 0).await, (vec![third, first], 2));
+    assert_eq!(search(Some("a"), None, 1, 0).await, (vec![third], 2));
+    assert_eq!(search(Some("c"), None, 50, 0).await, (vec![], 0));
+    assert_eq!(search(None, Some(second), 50, 0).await, (vec![second], 1));
+    assert_eq!(search(Some("b"), Some(second), 50, 0).await, (vec![second], 1));
+    assert_eq!(search(Some("a"), Some(second), 50, 0).await, (vec![], 0));
+}
+
+async fn outputs_are_files_that_no_list_shows(db: Db) {
+    let owner = ready(&db).await;
+    let job = job(&db, owner).await;
+    let output = File {
+        job_id: Some(job),
+        e_tag: Some("tag".to_owned()),
+        upload_id: None,
+        completed_at: Some(now()),
+        ..upload(owner, "a")
+    };
+    db.file_add(&output).await.unwrap();
+    assert_eq!(db.file_get(output.id, owner).await.unwrap(), output);
+    assert_eq!(db.files_all(owner).await.unwrap(), []);
+    assert_eq!(db.files_search(owner, None, None, 50, 0).await.unwrap(), (vec![], 0));
+    assert_eq!(db.files_search(owner, None, Some(output.id), 50, 0).await.unwrap(), (vec![], 0));
+}
+
+async fn a_job_reads_back_as_it_was_stored(db: Db) {
+    let owner = ready(&db).await;
+    let bob = user(&db, "bob@example.org").await.id;
+    let job = new_job(owner, now());
+    db.job_add(&job).await.unwrap();
+    assert_eq!(db.job_get(job.id, owner).await.unwrap(), job);
+    assert_eq!(db.job_history(job.id).await.unwrap(), [("create".into(), JobState::NotStarted)]);
+
+    assert_not_found(db.job_get(job.id, bob).await);
+    assert_not_found(db.job_get(JobId::new(), owner).await);
+    assert_not_found(db.job_publish(job.id, bob, now()).await);
+    assert_not_found(db.job_request_stop(job.id, bob, now()).await);
+    assert_not_found(db.job_request_delete(job.id, bob, now()).await);
+    assert_not_found(db.job_set_metadata(job.id, bob, &Values::default()).await);
+    assert_eq!(db.job_get(job.id, owner).await.unwrap(), job);
+
+    let stray = Job { solver_version: "9.9.9".to_owned(), ..new_job(owner, now()) };
+    let refused = db.job_add(&stray).await;
+    assert!(matches!(refused, Err(Error::Database { .. })), "{refused:?}");
+    assert_not_found(db.job_get(stray.id, owner).await);
+}
+
+async fn json_survives_verbatim(db: Db) {
+    let owner = ready(&db).await;
+    let inputs = values(
+        r#"{"z": 1e3, "a": 2.0, "b": 2, "ünï": "日本 \u0000 \ud83d\ude80 \\u0000", "big": 9007199254740993,
+            "bigger": 18446744073709551615, "least": -9223372036854775808, "tiny": 5e-324, "third": 0.3333333333333333,
+            "negative zero": -0.0, "text": "1e3", "": null, "list": [{"y": true, "x": [[]]}, {}]}"#,
+    );
+    let metadata = values(r#"{"2": "two", "1": 1.0, "nul": "\u0000"}"#);
+    let job = Job { inputs, metadata, ..new_job(owner, now()) };
+    db.job_add(&job).await.unwrap();
+    let stored = db.job_get(job.id, owner).await.unwrap();
+    let text = |values: &Values| serde_json::to_string(values).unwrap();
+    assert_eq!(text(&stored.inputs), text(&job.inputs), "values, notation and order of the keys");
+    assert_eq!(text(&stored.metadata), text(&job.metadata));
+    assert!(text(&stored.inputs).contains(r#""a":2.0,"b":2,"#), "{}", text(&stored.inputs));
+    assert_eq!(stored, job);
+
+    let mut claimed = claimed_job(&db, owner, job.id).await;
+    db.job_start(&mut claimed, "container".to_owned(), now()).await.unwrap();
+    let ending = Transition::Succeed { outputs: job.inputs.clone(), log: "log".to_owned() };
+    let ended = db.job_finish(&claimed, ending, now()).await.unwrap();
+    assert_eq!(db.job_get(job.id, owner).await.unwrap(), ended);
+    assert_eq!(text(&ended.outputs.unwrap()), text(&job.inputs));
+}
+
+async fn claimed_job(db: &Db, owner: UserId, id: JobId) -> Claimed {
+    db.job_publish(id, owner, now()).await.unwrap();
+    db.job_claim(id, &lease("one"), now()).await.unwrap().unwrap()
+}
+
+async fn a_job_lives_from_creation_to_success(db: Db) {
+    let owner = ready(&db).await;
+    let begin = now();
+    let at: Vec<_> = (0..6).map(|step| after(begin, step)).collect();
+    let mut expected = new_job(owner, at[0]);
+    let id = expected.id;
+    db.job_add(&expected).await.unwrap();
+
+    let (job, first) = db.job_publish(id, owner, at[1]).await.unwrap();
+    expected.state = JobState::Published;
+    expected.submitted_at = Some(at[1]);
+    assert_eq!((&job, first), (&expected, true));
+    let (job, first) = db.job_publish(id, owner, at[5]).await.unwrap();
+    assert_eq!((&job, first), (&expected, false), "the second start changes nothing");
+
+    let mut claimed = db.job_claim(id, &lease("one"), at[2]).await.unwrap().unwrap();
+    expected.state = JobState::Pending;
+    expected.lease = Some("one".to_owned());
+    assert_eq!(claimed.job, expected);
+    assert!(db.job_claim(id, &lease("two"), at[5]).await.unwrap().is_none());
+
+    db.job_start(&mut claimed, "container".to_owned(), at[3]).await.unwrap();
+    expected.state = JobState::Started;
+    expected.started_at = Some(at[3]);
+    expected.container = Some("container".to_owned());
+    assert_eq!(claimed.job, expected);
+    assert_eq!(db.job_get(id, owner).await.unwrap(), expected);
+
+    let ended = db.job_finish(&claimed, succeed(), at[4]).await.unwrap();
+    expected.state = JobState::Success;
+    expected.progress = 100;
+    expected.stopped_at = Some(at[4]);
+    expected.lease = None;
+    expected.outputs = Some(values(r#"{"answer": 42}"#));
+    expected.log_key = Some("jobs/x/log.zip".to_owned());
+    assert_eq!(ended, expected);
+    assert_eq!(db.job_get(id, owner).await.unwrap(), expected, "every moment reads back equal");
+    assert!(!db.job_publish(id, owner, at[5]).await.unwrap().1);
+
+    let history = db.job_history(id).await.unwrap();
+    let history: Vec<_> = history.iter().map(|(name, state)| (name.as_str(), *state)).collect();
+    assert_eq!(
+        history,
+        [
+            ("create", JobState::NotStarted),
+            ("publish", JobState::Published),
+            ("claim", JobState::Pending),
+            ("start", JobState::Started),
+            ("succeed", JobState::Success),
+        ]
+    );
+}
+
+async fn every_step_out_of_order_is_refused(db: Db) {
+    let owner = ready(&db).await;
+    let fresh = job(&db, owner).await;
+    assert!(db.job_claim(fresh, &lease("one"), now()).await.unwrap().is_none());
+
+    let mut early = claimed(&db, owner, "one").await;
+    assert_illegal(db.job_finish(&early, succeed(), now()).await);
+    db.job_start(&mut early, "container".to_owned(), now()).await.unwrap();
+    assert_illegal(db.job_start(&mut early, "another".to_owned(), now()).await);
+    assert_illegal(db.job_finish(&early, Transition::Requeue, now()).await);
+    db.job_finish(&early, succeed(), now()).await.unwrap();
+    assert_illegal(db.job_finish(&early, Transition::Abort { log: None }, now()).await);
+    assert_illegal(db.job_finish(&early, succeed(), now()).await);
+
+    let job = db.job_get(early.job.id, owner).await.unwrap();
+    assert_eq!((job.state, job.container.as_deref()), (JobState::Success, Some("container")));
+    assert_eq!(db.job_history(job.id).await.unwrap().len(), 5, "refused steps are no history");
+    assert_not_found(db.job_claim(JobId::new(), &lease("one"), now()).await);
+}
+
+async fn a_failed_job_says_why(db: Db) {
+    let owner = ready(&db).await;
+    let running = started(&db, owner, "one").await;
+    let error = JobError {
+        loc: vec![running.job.id.to_string(), "answer".to_owned()],
+        msg: "exit code 1: \u{0}\n\"ü\"".to_owned(),
+        kind: "runtime".to_owned(),
+        ctx: Map::from_iter([("last_lines".to_owned(), json!(["a", "b"]))]),
+    };
+    let ending = Transition::Fail { error: error.clone(), log: None };
+    db.job_finish(&running, ending, now()).await.unwrap();
+    let job = db.job_get(running.job.id, owner).await.unwrap();
+    assert_eq!((job.state, job.progress, job.log_key), (JobState::Failed, 100, None));
+    assert_eq!(job.error, Some(error));
+    assert_eq!(job.outputs, None);
+}
+
+async fn one_of_16_publications_wins(db: Db) {
+    let owner = ready(&db).await;
+    let id = job(&db, owner).await;
+    let mut racers = JoinSet::new();
+    for _ in 0..16 {
+        let db = db.clone();
+        racers.spawn(async move { db.job_publish(id, owner, now()).await.unwrap() });
+    }
+    let outcomes = racers.join_all().await;
+    assert_eq!(outcomes.iter().filter(|(_, first)| *first).count(), 1);
+    let moments: BTreeSet<_> = outcomes.iter().map(|(job, _)| job.submitted_at).collect();
+    assert_eq!(moments.len(), 1, "all see the same submission: {moments:?}");
+    assert_eq!(db.job_history(id).await.unwrap().len(), 2);
+}
+
+async fn one_of_16_claims_wins(db: Db) {
+    let owner = ready(&db).await;
+    let id = queued(&db, owner).await;
+    let mut racers = JoinSet::new();
+    for racer in 0..16 {
+        let db = db.clone();
+        let lease = lease(&format!("instance {racer}"));
+        racers.spawn(async move { db.job_claim(id, &lease, now()).await.unwrap() });
+    }
+    let winners: Vec<_> = racers.join_all().await.into_iter().flatten().collect();
+    let [winner] = &winners[..] else { panic!("{} winners", winners.len()) };
+    let job = db.job_get(id, owner).await.unwrap();
+    assert_eq!(winner.job, job);
+    assert!(job.lease.is_some_and(|lease| lease.starts_with("instance ")));
+    assert_eq!(db.job_history(id).await.unwrap().len(), 3);
+}
+
+async fn the_queue_is_in_the_order_of_submission(db: Db) {
+    let owner = ready(&db).await;
+    let begin = now();
+    let (first, second, third) =
+        (job(&db, owner).await, job(&db, owner).await, job(&db, owner).await);
+    db.job_publish(third, owner, begin).await.unwrap();
+    db.job_publish(first, owner, after(begin, 1)).await.unwrap();
+    db.job_publish(second, owner, after(begin, 2)).await.unwrap();
+    let queue = async |limit| {
+        let jobs = db.jobs_queued(limit).await.unwrap();
+        jobs.iter().map(|job| job.id).collect::<Vec<_>>()
+    };
+    assert_eq!(queue(10).await, [third, first, second]);
+    assert_eq!(queue(2).await, [third, first]);
+    db.job_claim(third, &lease("one"), now()).await.unwrap().unwrap();
+    assert_eq!(queue(10).await, [first, second]);
+}
+
+async fn a_stop_is_an_intent_until_somebody_acts(db: Db) {
+    let owner = ready(&db).await;
+    let idle = job(&db, owner).await;
+    let untouched = db.job_request_stop(idle, owner, now()).await.unwrap();
+    assert_eq!((untouched.state, untouched.stop_requested_at), (JobState::NotStarted, None));
+
+    let waiting = queued(&db, owner).await;
+    let at = now();
+    let asked = db.job_request_stop(waiting, owner, at).await.unwrap();
+    assert_eq!((asked.state, asked.stop_requested_at), (JobState::Published, Some(at)));
+    let again = db.job_request_stop(waiting, owner, after(at, 9)).await.unwrap();
+    assert_eq!(again.stop_requested_at, Some(at), "the first wish counts");
+    assert_eq!(db.jobs_queued(10).await.unwrap(), [], "it is not to be run");
+    assert_eq!(db.jobs_queued_to_stop(10).await.unwrap(), [again]);
+    let claimed = db.job_claim(waiting, &lease("one"), now()).await.unwrap().unwrap();
+    db.job_finish(&claimed, Transition::Abort { log: None }, now()).await.unwrap();
+    assert_eq!(db.jobs_queued_to_stop(10).await.unwrap(), []);
+
+    let running = started(&db, owner, "one").await;
+    assert_eq!(db.jobs_leased_to_stop(&lease("one")).await.unwrap(), []);
+    db.job_request_stop(running.job.id, owner, now()).await.unwrap();
+    assert_eq!(db.jobs_leased_to_stop(&lease("one")).await.unwrap(), [running.job.id]);
+    assert_eq!(db.jobs_leased_to_stop(&lease("two")).await.unwrap(), []);
+    let ended = db.job_finish(&running, succeed(), now()).await.unwrap();
+    assert_eq!(ended.state, JobState::Success, "it may end well before the stop arrives");
+    assert_eq!(db.jobs_leased_to_stop(&lease("one")).await.unwrap(), []);
+    let late = db.job_request_stop(idle, owner, now()).await.unwrap();
+    assert_eq!(late.stop_requested_at, None);
+}
+
+async fn only_the_holder_of_the_lease_ends_a_job(db: Db) {
+    let owner = ready(&db).await;
+    let mine = started(&db, owner, "one").await;
+    let mut thief = started(&db, owner, "two").await;
+    // What somebody holds who has not noticed that another instance took the job over.
+    thief.job = mine.job.clone();
+    assert_illegal(db.job_finish(&thief, succeed(), now()).await);
+    assert_illegal(db.job_finish(&thief, Transition::Abort { log: None }, now()).await);
+    assert_illegal(db.job_start(&mut thief, "theirs".to_owned(), now()).await);
+    db.job_progress(&thief, 90).await.unwrap();
+    assert_eq!(db.job_get(mine.job.id, owner).await.unwrap(), mine.job);
+
+    let held = db.jobs_leased(&lease("one")).await.unwrap();
+    assert_eq!(held.iter().map(|held| &held.job).collect::<Vec<_>>(), [&mine.job]);
+    db.job_finish(&held[0], succeed(), now()).await.unwrap();
+    assert!(db.jobs_leased(&lease("one")).await.unwrap().is_empty());
+}
+
+async fn a_requeued_job_runs_elsewhere(db: Db) {
+    let owner = ready(&db).await;
+    let first = claimed(&db, owner, "one").await;
+    let id = first.job.id;
+    let submitted = first.job.submitted_at;
+    let back = db.job_finish(&first, Transition::Requeue, now()).await.unwrap();
+    assert_eq!((back.state, back.lease), (JobState::Published, None));
+    assert_eq!(back.submitted_at, submitted, "it keeps its place in the queue");
+
+    let mut second = db.job_claim(id, &lease("two"), now()).await.unwrap().unwrap();
+    assert_illegal(db.job_finish(&first, Transition::Abort { log: None }, now()).await);
+    db.job_start(&mut second, "container".to_owned(), now()).await.unwrap();
+    db.job_finish(&second, succeed(), now()).await.unwrap();
+    let names: Vec<_> =
+        db.job_history(id).await.unwrap().into_iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["create", "publish", "claim", "requeue", "claim", "start", "succeed"]);
+}
+
+async fn a_deleted_job_is_hidden_and_then_removed(db: Db) {
+    let owner = ready(&db).await;
+    let running = started(&db, owner, "one").await;
+    let id = running.job.id;
+    db.job_log_add(&running, "line\n").await.unwrap();
+    let output =
+        File { job_id: Some(id), completed_at: Some(now()), upload_id: None, ..upload(owner, "a") };
+    db.file_add(&output).await.unwrap();
+    let input = file(&db, owner, "b").await;
+
+    db.job_request_delete(id, owner, now()).await.unwrap();
+    assert_not_found(db.job_get(id, owner).await);
+    assert_not_found(db.job_request_delete(id, owner, now()).await);
+    assert_not_found(db.job_request_stop(id, owner, now()).await);
+    assert_not_found(db.job_publish(id, owner, now()).await);
+    assert_not_found(db.job_set_metadata(id, owner, &Values::default()).await);
+    assert_eq!(db.jobs_page(owner, KEY, "1.0.0", 50, 0).await.unwrap(), (vec![], 0));
+    assert_eq!(db.jobs_leased_to_stop(&lease("one")).await.unwrap(), [id], "it is to be stopped");
+    assert_eq!(db.jobs_to_remove(10).await.unwrap(), [], "but not before it has ended");
+
+    db.job_finish(&running, Transition::Abort { log: None }, now()).await.unwrap();
+    assert_eq!(db.jobs_to_remove(10).await.unwrap(), [id]);
+    assert_eq!(db.job_remove(id).await.unwrap(), [output.id]);
+    assert_eq!(db.jobs_to_remove(10).await.unwrap(), []);
+    assert_eq!(db.job_history(id).await.unwrap(), []);
+    assert_eq!(db.job_log(id, 0, 10).await.unwrap(), []);
+    assert_not_found(db.file_get(output.id, owner).await);
+    assert_eq!(db.file_get(input, owner).await.unwrap().id, input);
+    assert_eq!(db.job_remove(id).await.unwrap(), [], "removing it again does no harm");
+
+    let unstarted = job(&db, owner).await;
+    db.job_request_delete(unstarted, owner, now()).await.unwrap();
+    assert_eq!(db.jobs_to_remove(10).await.unwrap(), [unstarted]);
+    let waiting = queued(&db, owner).await;
+    db.job_request_delete(waiting, owner, now()).await.unwrap();
+    let stop = db.jobs_queued_to_stop(10).await.unwrap();
+    assert_eq!(stop.iter().map(|job| job.id).collect::<Vec<_>>(), [waiting]);
+}
+
+async fn pages_have_a_stable_order_and_a_total(db: Db) {
+    let owner = ready(&db).await;
+    let bob = user(&db, "bob@example.org").await.id;
+    db.release_publish(&release("1.0.1"), now()).await.unwrap();
+    let begin = now();
+    // Groups of five share a moment: their ids decide, not the order in which they were stored.
+    let jobs: Vec<_> = (0..45).map(|number| new_job(owner, after(begin, number / 5))).collect();
+    for position in 0..45 {
+        db.job_add(&jobs[position * 7 % 45]).await.unwrap();
+    }
+    let newest_first: Vec<_> = jobs.iter().rev().map(|job| job.id).collect();
+    db.job_add(&new_job(bob, now())).await.unwrap();
+    let other = Job { solver_version: "1.0.1".to_owned(), ..new_job(owner, now()) };
+    db.job_add(&other).await.unwrap();
+
+    let ids = async |limit, offset| {
+        let (jobs, total) = db.jobs_page(owner, KEY, "1.0.0", limit, offset).await.unwrap();
+        (jobs.iter().map(|job| job.id).collect::<Vec<_>>(), total)
+    };
+    for _ in 0..2 {
+        let mut seen = Vec::new();
+        for (offset, expected) in [(0, 20), (20, 20), (40, 5), (60, 0)] {
+            let (page, total) = ids(20, offset).await;
+            assert_eq!((page.len(), total), (expected, 45));
+            seen.extend(page);
+        }
+        assert_eq!(seen, newest_first);
+        // Neither does running change the order.
+        for id in [newest_first[44], newest_first[20]] {
+            db.job_publish(id, owner, now()).await.unwrap();
+        }
+    }
+    assert_eq!(ids(i64::MAX, 0).await, (newest_first, 45), "all at once");
+}
+
+async fn moments_sort_by_time_not_by_text(db: Db) {
+    let owner = ready(&db).await;
+    let second = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+    let mut newest_first = Vec::new();
+    // Written with as many digits as they need, these differ in length.
+    for microseconds in [0, 1, 1_000, 1_001, 500_000, 500_001, 999_999, 1_000_000] {
+        let job = new_job(owner, after(second, microseconds));
+        db.job_add(&job).await.unwrap();
+        newest_first.insert(0, job.created_at);
+    }
+    let (jobs, _) = db.jobs_page(owner, KEY, "1.0.0", 50, 0).await.unwrap();
+    assert_eq!(jobs.iter().map(|job| job.created_at).collect::<Vec<_>>(), newest_first);
+}
+
+async fn the_log_comes_in_order(db: Db) {
+    let owner = ready(&db).await;
+    let claimed = claimed(&db, owner, "one").await;
+    let (id, other) = (claimed.job.id, started(&db, owner, "one").await);
+    let texts = ["a\nb\n", "ü 日本 🚀\n", "\n", "last\n"];
+    for text in texts {
+        db.job_log_add(&claimed, text).await.unwrap();
+        db.job_log_add(&other, "of another job\n").await.unwrap();
+    }
+    let chunk =
+        |seq: usize| LogChunk { seq: i32::try_from(seq).unwrap(), text: texts[seq - 1].to_owned() };
+    let log = async |after, limit| db.job_log(id, after, limit).await.unwrap();
+    assert_eq!(log(0, 10).await, [chunk(1), chunk(2), chunk(3), chunk(4)]);
+    assert_eq!(log(0, 2).await, [chunk(1), chunk(2)]);
+    assert_eq!(log(2, 10).await, [chunk(3), chunk(4)]);
+    assert_eq!(log(3, 1).await, [chunk(4)]);
+    assert_eq!(log(4, 10).await, []);
+}
+
+async fn progress_never_falls(db: Db) {
+    let owner = ready(&db).await;
+    let running = started(&db, owner, "one").await;
+    let progress = async || db.job_get(running.job.id, owner).await.unwrap().progress;
+    for (percent, expected) in [(5, 5), (50, 50), (20, 50), (50, 50), (51, 51)] {
+        db.job_progress(&running, percent).await.unwrap();
+        assert_eq!(progress().await, expected, "after {percent}");
+    }
+    db.job_finish(&running, Transition::Abort { log: None }, now()).await.unwrap();
+    db.job_progress(&running, 60).await.unwrap();
+    assert_eq!(progress().await, 100, "every final state is at 100");
+}
+
+async fn a_change_wakes_who_waits_for_that_job(db: Db) {
+    let owner = ready(&db).await;
+    let id = job(&db, owner).await;
+    let mut changed = db.job_changes(id);
+    let mut unconcerned = db.job_changes(job(&db, owner).await);
+    let soon = Duration::from_secs(2);
+    // The change came after the subscription and before the wait: it is not missed.
+    db.job_publish(id, owner, now()).await.unwrap();
+    tokio::time::timeout(soon, changed.wait()).await.expect("woken by the publication");
+    let claimed = db.job_claim(id, &lease("one"), now()).await.unwrap().unwrap();
+    tokio::time::timeout(soon, changed.wait()).await.expect("woken by the claim");
+    db.job_log_add(&claimed, "line\n").await.unwrap();
+    tokio::time::timeout(soon, changed.wait()).await.expect("woken by the log");
+    assert!(unconcerned.wait().now_or_never().is_none(), "nothing happened to this one");
+}
+
+async fn metadata_are_replaced(db: Db) {
+    let owner = ready(&db).await;
+    let id = job(&db, owner).await;
+    assert_eq!(db.job_get(id, owner).await.unwrap().metadata, Values::default());
+    for text in [r#"{"b": true, "a": 1}"#, r#"{"c": "x"}"#, "{}"] {
+        let job = db.job_set_metadata(id, owner, &values(text)).await.unwrap();
+        assert_eq!(job.metadata, values(text));
+        assert_eq!(db.job_get(id, owner).await.unwrap(), job);
+    }
+    db.job_set_metadata(id, owner, &values(r#"{"kept": 1}"#)).await.unwrap();
+    let (job, _) = db.job_publish(id, owner, now()).await.unwrap();
+    assert_eq!(job.metadata, values(r#"{"kept": 1}"#));
+}
+
+#[tokio::test]
+async fn an_address_of_another_kind_is_refused() {
+    let refused = Db::open("mysql://localhost/x").await.err().unwrap();
+    assert!(matches!(refused, Error::Address(_)), "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_is_stored_outlives_its_process() {
+    let mut places = vec![Fresh::sqlite()];
+    places.extend(Fresh::postgres().await);
+    for fresh in places {
+        let db = Db::open(&fresh.url).await.unwrap();
+        let owner = ready(&db).await;
+        let id = job(&db, owner).await;
+        db.close().await;
+        let db = Db::open(&fresh.url).await.unwrap();
+        assert_eq!(db.job_get(id, owner).await.unwrap().id, id);
+        db.close().await;
+        fresh.remove().await;
+    }
+}
+
+/// Table, column, type, whether it may be null.
+type Column = (String, String, String, bool);
+
+/// Both schemas have the same tables, columns, foreign keys and indexes.
+#[tokio::test]
+async fn both_schemas_are_the_same() {
+    let Some(postgres) = Fresh::postgres().await else { return };
+    let sqlite = Fresh::sqlite();
+    for fresh in [&postgres, &sqlite] {
+        Db::open(&fresh.url).await.unwrap().close().await;
+    }
+    let mut lite = SqliteConnection::connect(&sqlite.url).await.unwrap();
+    let mut pg = PgConnection::connect(&postgres.url).await.unwrap();
+
+    let columns_of_lite: Vec<Column> = sqlx::query_as(
+        r#"SELECT t.name, c.name, c.type, c."notnull" = 0 AND c.pk = 0 FROM sqlite_master t, pragma_table_info(t.name) c
+           WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%' AND t.name <> '_sqlx_migrations' ORDER BY t.name, c.cid"#,
+    )
+    .fetch_all(&mut lite)
+    .await
+    .unwrap();
+    let columns_of_pg: Vec<Column> = sqlx::query_as(
+        "SELECT table_name::text, column_name::text, data_type::text, is_nullable = 'YES' FROM information_schema.columns
+         WHERE table_schema = 'public' AND table_name <> '_sqlx_migrations' ORDER BY table_name, ordinal_position",
+    )
+    .fetch_all(&mut pg)
+    .await
+    .unwrap();
+    // What the one SQL text and the one set of Rust types take for the same.
+    let same = |lite: &str, pg: &str| {
+        matches!(
+            (lite, pg),
+            ("TEXT", "text" | "timestamp with time zone")
+                | ("BLOB", "uuid" | "bytea")
+                | ("INTEGER", "integer" | "bigint")
+        )
+    };
+    assert!(columns_of_lite.len() > 40, "only {} columns", columns_of_lite.len());
+    assert_eq!(columns_of_lite.len(), columns_of_pg.len());
+    for (lite, pg) in columns_of_lite.iter().zip(&columns_of_pg) {
+        assert_eq!((&lite.0, &lite.1, lite.3), (&pg.0, &pg.1, pg.3));
+        assert!(same(&lite.2, &pg.2), "{lite:?} is {pg:?}");
+    }
+
+    let keys_of_lite: BTreeSet<[String; 5]> = sqlx::query_as(
+        r#"SELECT t.name, k."from", k."table", k."to", k.on_delete FROM sqlite_master t, pragma_foreign_key_list(t.name) k
+           WHERE t.type = 'table'"#,
+    )
+    .fetch_all(&mut lite)
+    .await
+    .unwrap()
+    .into_iter()
+    .map(<(String, String, String, String, String)>::into)
+    .collect();
+    let keys_of_pg: BTreeSet<[String; 5]> = sqlx::query_as(
+        "SELECT k.conrelid::regclass::text, f.attname::text, k.confrelid::regclass::text, t.attname::text,
+                CASE k.confdeltype WHEN 'c' THEN 'CASCADE' WHEN 'a' THEN 'NO ACTION' ELSE k.confdeltype::text END
+         FROM pg_constraint k, generate_subscripts(k.conkey, 1) i, pg_attribute f, pg_attribute t
+         WHERE k.contype = 'f' AND f.attrelid = k.conrelid AND f.attnum = k.conkey[i]
+           AND t.attrelid = k.confrelid AND t.attnum = k.confkey[i]",
+    )
+    .fetch_all(&mut pg)
+    .await
+    .unwrap()
+    .into_iter()
+    .map(<(String, String, String, String, String)>::into)
+    .collect();
+    assert_eq!(keys_of_lite, keys_of_pg);
+
+    let indexes_of_lite: Vec<String> = sqlx::query_scalar(
+        "SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL ORDER BY name",
+    )
+    .fetch_all(&mut lite)
+    .await
+    .unwrap();
+    let indexes_of_pg: Vec<String> = sqlx::query_scalar(
+        "SELECT indexrelid::regclass::text FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid
+         WHERE c.relnamespace = 'public'::regnamespace AND NOT EXISTS (SELECT 1 FROM pg_constraint WHERE conindid = i.indexrelid)
+         ORDER BY 1",
+    )
+    .fetch_all(&mut pg)
+    .await
+    .unwrap();
+    assert_eq!(indexes_of_lite, indexes_of_pg);
+
+    lite.close().await.unwrap();
+    pg.close().await.unwrap();
+    sqlite.remove().await;
+    postgres.remove().await;
+}
