@@ -1,6 +1,8 @@
 //! The service, put together: [`App::bind`] takes the ports and opens everything, [`App::run`] serves until it is told to stop.
 
 use std::{
+    fs::{File, TryLockError},
+    io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -18,13 +20,14 @@ use tokio_util::sync::CancellationToken;
 use utoipa::OpenApi as _;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
+use uuid::Uuid;
 
 use crate::{
     auth::authenticate,
     dispatch::{Dispatcher, Wake},
     domain::{
         time::now,
-        user::{Credentials, parse_email},
+        user::{Credentials, check_key, parse_email, secret_hash},
     },
     error::default_route,
     jobs::Rules,
@@ -51,6 +54,8 @@ pub struct App {
     dispatcher: Dispatcher,
     wake: Wake,
     first_user: Option<(String, Credentials)>,
+    /// Keeps other services from the data folder.
+    lock: File,
 }
 
 /// The embedded S3 endpoint, being served: from the moment its bucket is looked for.
@@ -67,6 +72,7 @@ impl App {
         let listener = TcpListener::bind(settings.listen)
             .with_context(|| format!("listening on {} (setting `listen`)", settings.listen))?;
         let address = listener.local_addr()?;
+        let (instance, lock) = instance(&data_dir)?;
         let db = open_db(settings).await?;
         let (location, storage) = storage(settings).await?;
         let objects = Objects::connect(&location)
@@ -80,7 +86,7 @@ impl App {
             objects.clone(),
             engine,
             data_dir.join("work"),
-            instance(&data_dir)?,
+            instance,
             wake.clone(),
         )
         .await?;
@@ -98,6 +104,7 @@ impl App {
             dispatcher,
             wake,
             first_user,
+            lock,
         })
     }
 
@@ -113,8 +120,9 @@ impl App {
 
     /// Serves until `shutdown`; then ends what runs and closes everything.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { listener, public_url, db, objects, storage, dispatcher, wake, .. } = self;
+        let Self { listener, public_url, db, objects, storage, dispatcher, wake, lock, .. } = self;
         let rules = Data::new(Rules::default());
+        let logs = dispatcher.logs();
         let pool = db.clone();
         let server = HttpServer::new(move || {
             let (app, document) = actix_web::App::new()
@@ -123,6 +131,7 @@ impl App {
                 .app_data(Data::new(db.clone()))
                 .app_data(Data::new(objects.clone()))
                 .app_data(Data::new(wake.clone()))
+                .app_data(Data::new(logs.clone()))
                 .app_data(rules.clone())
                 .app_data(PublicUrl(public_url.clone()))
                 .app_data(PayloadConfig::new(BODY_LIMIT))
@@ -150,6 +159,7 @@ impl App {
             storage.shutdown.cancel();
             storage.served.await?;
         }
+        drop(lock);
         Ok(served?)
     }
 }
@@ -176,19 +186,35 @@ fn make_data_dir(path: &Path) -> anyhow::Result<PathBuf> {
     path.canonicalize().with_context(doing)
 }
 
-/// This instance's name, kept with its data: by it a later life finds its containers and jobs.
-fn instance(data_dir: &Path) -> anyhow::Result<String> {
+/// This instance's name, kept with its data: by it a later life finds its containers and jobs. The file is locked as long as it is kept
+/// open: two services on one data folder would end each other's jobs.
+fn instance(data_dir: &Path) -> anyhow::Result<(String, File)> {
     let path = data_dir.join("instance");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(text.trim().to_owned()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let name = uuid::Uuid::now_v7().to_string();
-            std::fs::write(&path, format!("{name}\n"))
-                .with_context(|| format!("writing {}", path.display()))?;
-            Ok(name)
+    let doing = || format!("keeping {}", path.display());
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(doing)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            bail!(
+                "another solverd serves the data folder {} (setting `data-dir`)",
+                data_dir.display()
+            )
         }
-        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+        Err(TryLockError::Error(error)) => return Err(error).with_context(doing),
     }
+    let mut name = String::new();
+    file.read_to_string(&mut name).with_context(doing)?;
+    if name.trim().is_empty() {
+        name = Uuid::now_v7().to_string();
+        writeln!(file, "{name}").with_context(doing)?;
+    }
+    Ok((name.trim().to_owned(), file))
 }
 
 /// Makes the user that the settings name, or, when there is nobody at all, one whose secret is shown once.
@@ -198,6 +224,7 @@ async fn first_user(settings: &Settings, db: &Db) -> anyhow::Result<Option<(Stri
         else {
             bail!("setting `bootstrap-email` needs `bootstrap-key` and `bootstrap-secret`");
         };
+        check_key(key).map_err(|rule| anyhow!("setting `bootstrap-key` {rule}"))?;
         let email =
             parse_email(email).map_err(|error| anyhow!("setting `bootstrap-email`: {error}"))?;
         let user = match db.user_by_email(&email).await {
@@ -205,9 +232,12 @@ async fn first_user(settings: &Settings, db: &Db) -> anyhow::Result<Option<(Stri
             found => found?,
         };
         let credentials = Credentials { key: key.clone(), secret: secret.expose().to_owned() };
-        match db.key_add(&user, &credentials, now()).await {
-            Ok(()) | Err(store::Error::Conflict(_)) => {}
-            Err(error) => return Err(error.into()),
+        match db.key_find(key).await? {
+            None => db.key_add(&user, &credentials, now()).await?,
+            Some((hash, owner)) if owner == user && hash == secret_hash(&credentials.secret) => {}
+            Some(_) => bail!(
+                "setting `bootstrap-key`: the key exists, with another secret or for another user"
+            ),
         }
         return Ok(None);
     }

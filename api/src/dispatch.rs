@@ -1,32 +1,38 @@
 //! From queued job to finished job: takes jobs from the queue while the machine has room, drives a runner for each, and finishes them.
 //!
-//! [`Dispatcher::step`] does everything there is to do at this moment; [`Dispatcher::run`] calls it whenever something has happened.
+//! [`Dispatcher::step`] decides everything there is to decide at this moment; [`Dispatcher::run`] calls it whenever something has
+//! happened. Whatever takes time is done by one task per job, which holds the job's slot and does not give up while the database or
+//! the object store is away: a job that was claimed reaches its end, or is picked up by a later step.
 
 mod artifacts;
+mod drive;
 mod finish;
-mod log_zip;
+mod logs;
 mod task;
 
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use solverd_runner::{
+    JOB_LABEL,
     engine::{Docker, EngineError},
-    task::{Event, FailureKind, Outcome, TaskError},
+    task::FailureKind,
 };
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use logs::LogZips;
 
 use crate::{
     domain::{
         file::File,
-        id::JobId,
+        id::{FileId, JobId},
         job::{Job, Lease, Transition},
-        solver::{Body, Release, Resources, SolverKey, Version},
+        solver::{Body, Release, Resources, Version},
         time::now,
     },
     objects::{self, Objects},
@@ -42,9 +48,6 @@ const AT_LATEST: Duration = Duration::from_secs(5);
 
 /// How many rows of the queue are looked at in one step.
 const BATCH: i64 = 200;
-
-/// Events between runner and database. A solver that prints faster than the database writes is slowed down.
-const EVENTS: usize = 1024;
 
 /// Wakes the dispatcher. Calls are not counted: one step does all there is to do.
 #[derive(Clone, Default)]
@@ -85,21 +88,42 @@ struct Inner {
     db: Db,
     objects: Objects,
     engine: Docker,
+    logs: LogZips,
     /// Folder of the jobs' folders.
     work: PathBuf,
     lease: Lease,
     /// What the whole machine has.
     machine: Resources,
     wake: Wake,
-    running: Mutex<HashMap<JobId, Running>>,
+    slots: Mutex<HashMap<JobId, Slot>>,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
 
-/// What a running job holds.
-struct Running {
+/// What a job holds while its task is at work.
+struct Slot {
     resources: Resources,
     stop: CancellationToken,
+}
+
+/// Frees a job's slot however its task ends, a panic included.
+struct Occupied {
+    dispatcher: Dispatcher,
+    id: JobId,
+}
+
+impl Drop for Occupied {
+    fn drop(&mut self) {
+        self.dispatcher.0.slots().remove(&self.id);
+        self.dispatcher.0.wake.notify();
+    }
+}
+
+/// What is to become of a claimed job.
+enum Fate {
+    Run,
+    Fail(FailureKind, String),
+    Abort,
 }
 
 impl Dispatcher {
@@ -114,6 +138,7 @@ impl Dispatcher {
     ) -> Result<Self> {
         let machine = engine.machine().await?.resources;
         let dispatcher = Self(Arc::new(Inner {
+            logs: LogZips::new(db.clone(), objects.clone(), work.clone()),
             db,
             objects,
             engine,
@@ -121,12 +146,24 @@ impl Dispatcher {
             lease: Lease { instance },
             machine: Resources { nano_cpus: machine.nano_cpus, memory_bytes: machine.memory_bytes },
             wake,
-            running: Mutex::default(),
+            slots: Mutex::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }));
-        dispatcher.recover().await?;
+        dispatcher.pick_up().await?;
+        let inner = &dispatcher.0;
+        for found in
+            inner.engine.list(&format!("{INSTANCE_LABEL}={}", inner.lease.instance)).await?
+        {
+            tracing::warn!(container = found.id, "removing a container that no job knows");
+            inner.engine.remove(&found.id).await?;
+        }
         Ok(dispatcher)
+    }
+
+    /// Makes log zips that could not be made when their job ended.
+    pub fn logs(&self) -> LogZips {
+        self.0.logs.clone()
     }
 
     /// Works until `shutdown`, then ends the running jobs and waits for them.
@@ -147,208 +184,156 @@ impl Dispatcher {
         self.0.tasks.wait().await;
     }
 
-    /// Does all there is to do at this moment: stop what is to be stopped, clear away what was deleted, start what fits.
+    /// Decides all there is to decide at this moment: stop what is to be stopped, start what fits, clear away what was deleted.
     pub async fn step(&self) -> Result<()> {
         let inner = &self.0;
-        for job in inner.db.jobs_queued_to_stop(BATCH).await? {
-            if let Some(claimed) = inner.db.job_claim(job.id, &inner.lease, now()).await? {
-                self.abort_unstarted(&claimed).await?;
+        for id in inner.db.jobs_leased_to_stop(&inner.lease).await? {
+            if let Some(slot) = inner.slots().get(&id) {
+                slot.stop.cancel();
             }
         }
-        for id in inner.db.jobs_leased_to_stop(&inner.lease).await? {
-            if let Some(running) = inner.running().get(&id) {
-                running.stop.cancel();
+        self.pick_up().await?;
+        for job in inner.db.jobs_queued_to_stop(BATCH).await? {
+            self.claim(&job, NOTHING, Fate::Abort).await?;
+        }
+        for job in inner.db.jobs_queued(BATCH).await? {
+            let container = match self.release(&job).await {
+                Ok(Release { body: Body::Container(container), .. }) => container,
+                Err(error) if error.is_transient() => return Err(error.into()),
+                Err(error) => {
+                    // One job that cannot be read must not block the others.
+                    self.claim(&job, NOTHING, Fate::Fail(FailureKind::Machine, error.to_string()))
+                        .await?;
+                    continue;
+                }
+            };
+            let asked = container.resources;
+            if !fits(asked, inner.machine) {
+                let message =
+                    format!("the job asks for {asked}, this machine has {}", inner.machine);
+                self.claim(&job, NOTHING, Fate::Fail(FailureKind::Resources, message)).await?;
+            } else if fits(asked, inner.free()) {
+                self.claim(&job, asked, Fate::Run).await?;
+            } else {
+                // First come, first served: a small job behind it must not keep a large one waiting for ever.
+                break;
             }
         }
         for id in inner.db.jobs_to_remove(BATCH).await? {
             // Row first, content second: a crash between leaves an object that nobody sees, never a file without content.
-            for file in inner.db.job_remove(id).await? {
-                inner.objects.delete(&File::object_key(file)).await?;
-            }
-            inner.objects.delete(&Job::log_object_key(id)).await?;
-        }
-        for job in inner.db.jobs_queued(BATCH).await? {
-            let Body::Container(container) = self.release(&job).await?.body;
-            let possible = fits(container.resources, inner.machine);
-            if possible && !fits(container.resources, inner.free()) {
-                // First come, first served: a small job behind it must not keep a large one waiting for ever.
-                break;
-            }
-            let Some(claimed) = inner.db.job_claim(job.id, &inner.lease, now()).await? else {
-                continue;
-            };
-            if possible {
-                self.launch(claimed, container.resources);
-            } else {
-                let message = format!(
-                    "the job asks for {}, this machine has {}",
-                    container.resources, inner.machine
-                );
-                self.fail_unstarted(&claimed, FailureKind::Resources, message).await?;
-            }
+            let files = inner.db.job_remove(id).await?;
+            let keys = files.into_iter().map(File::object_key).chain([Job::log_object_key(id)]);
+            self.delete_objects(keys.collect());
         }
         Ok(())
     }
 
-    fn launch(&self, claimed: Claimed, resources: Resources) {
+    /// Takes a queued job, if nobody was faster, and lets a task of its own bring it to its end.
+    async fn claim(&self, job: &Job, resources: Resources, fate: Fate) -> Result<()> {
+        if let Some(claimed) = self.0.db.job_claim(job.id, &self.0.lease, now()).await? {
+            self.launch(claimed, resources, fate);
+        }
+        Ok(())
+    }
+
+    fn launch(&self, claimed: Claimed, resources: Resources, fate: Fate) {
         let id = claimed.job.id;
         let stop = self.0.closing.child_token();
-        self.0.running().insert(id, Running { resources, stop: stop.clone() });
         // Between the queue and the claim somebody may have asked to stop it.
         if claimed.job.stop_requested_at.is_some() {
             stop.cancel();
         }
-        let dispatcher = self.clone();
+        self.0.slots().insert(id, Slot { resources, stop: stop.clone() });
+        let occupied = Occupied { dispatcher: self.clone(), id };
         self.0.tasks.spawn(async move {
-            if let Err(error) = Box::pin(dispatcher.drive(claimed, stop)).await {
-                tracing::error!(job = %id, error = chain(&error), "the job could not be brought to its end");
+            if let Err(error) = Box::pin(occupied.dispatcher.drive(claimed, fate, stop)).await {
+                tracing::error!(job = %id, error = chain(&error), "the job was not brought to its end");
             }
-            dispatcher.0.running().remove(&id);
-            dispatcher.0.wake.notify();
         });
     }
 
-    /// Runs a claimed job to its end.
-    async fn drive(&self, mut claimed: Claimed, stop: CancellationToken) -> Result<()> {
+    /// Jobs that hold our lease, but that no task is at work for: an earlier life took them, or their task broke off. What had not begun
+    /// goes back into the queue, what ran is over.
+    async fn pick_up(&self) -> Result<()> {
         let inner = &self.0;
-        let release = self.release(&claimed.job).await?;
-        let task = match self.task(&release, &claimed.job).await? {
-            Ok(task) => task,
-            Err(reason) => return self.fail_unstarted(&claimed, FailureKind::Input, reason).await,
-        };
-        let artifacts = artifacts::JobArtifacts::new(inner.objects.clone());
-        let (sender, receiver) = mpsc::channel(EVENTS);
-        let note = task::unknown_ports(&release, &claimed.job);
-        let (outcome, recorded) = tokio::join!(
-            async {
-                let sender = sender;
-                for line in note {
-                    // The reader lives as long as this block.
-                    let _ = sender.send(Event::Log(log_line(&line))).await;
-                }
-                Box::pin(solverd_runner::run(
-                    &inner.engine,
-                    &inner.work,
-                    &task,
-                    &artifacts,
-                    &sender,
-                    &stop,
-                ))
-                .await
-            },
-            self.record(&mut claimed, receiver),
-        );
-        if let Err(error) = recorded {
-            tracing::error!(job = %claimed.job.id, error = chain(&error), "events were lost");
-        }
-        let outcome = if outcome == Outcome::Stopped && !self.stop_was_asked(&claimed).await? {
-            Outcome::Failed(TaskError {
-                kind: FailureKind::Lost,
-                port: None,
-                message: "solverd was shut down while the job ran; start a new one".to_owned(),
-                last_lines: Vec::new(),
-            })
-        } else {
-            outcome
-        };
-        self.finish(&claimed, &release, outcome, artifacts).await
-    }
-
-    /// Writes events down as they come. What has come together is written together.
-    async fn record(&self, claimed: &mut Claimed, mut events: mpsc::Receiver<Event>) -> Result<()> {
-        let db = &self.0.db;
-        let mut batch = Vec::with_capacity(EVENTS);
-        let mut result = Ok(());
-        while events.recv_many(&mut batch, EVENTS).await > 0 {
-            let mut lines = String::new();
-            let mut progress = None;
-            for event in batch.drain(..) {
-                match event {
-                    Event::Log(line) => {
-                        lines += &line;
-                        lines.push('\n');
-                    }
-                    Event::Progress(percent) => progress = Some(i32::from(percent)),
-                    Event::Started { container } => {
-                        result = result.and(db.job_start(claimed, container, now()).await);
-                    }
-                }
-            }
-            if !lines.is_empty() {
-                result = result.and(db.job_log_add(claimed, &lines).await);
-            }
-            if let Some(percent) = progress {
-                result = result.and(db.job_progress(claimed, percent).await);
-            }
-        }
-        // Reading on after an error keeps the solver from blocking; the first error is told.
-        Ok(result?)
-    }
-
-    async fn stop_was_asked(&self, claimed: &Claimed) -> Result<bool> {
-        Ok(self.0.db.jobs_leased_to_stop(&self.0.lease).await?.contains(&claimed.job.id))
-    }
-
-    async fn release(&self, job: &Job) -> Result<Release> {
-        // Both were checked when the job was created.
-        let version = Version::parse(&job.solver_version).map_err(Error::Machine)?;
-        let key: &SolverKey = &job.solver_key;
-        Ok(self.0.db.release_get(key, &version).await?)
-    }
-
-    /// Jobs that an earlier life of this instance had taken: what had not begun goes back into the queue, what ran is over.
-    async fn recover(&self) -> Result<()> {
-        let inner = &self.0;
-        for found in
-            inner.engine.list(&format!("{INSTANCE_LABEL}={}", inner.lease.instance)).await?
-        {
-            tracing::warn!(container = found.id, "removing a container of an earlier life");
-            inner.engine.remove(&found.id).await?;
-        }
         for claimed in inner.db.jobs_leased(&inner.lease).await? {
             let id = claimed.job.id;
-            if let Err(error) = solverd_runner::clean_up(&inner.engine, &inner.work, id.0).await {
+            if inner.slots().contains_key(&id) {
+                continue;
+            }
+            let containers = inner.engine.list(&format!("{JOB_LABEL}={id}")).await?;
+            let begun = claimed.job.started_at.is_some()
+                || containers.iter().any(|container| container.begun);
+            let cleaned = solverd_runner::clean_up(&inner.engine, &inner.work, id.0).await;
+            if let Err(error) = &cleaned {
                 // A folder that cannot be removed must not keep the service from starting.
                 tracing::warn!(job = %id, %error, "something of the job stays behind");
             }
-            if claimed.job.stop_requested_at.is_some() {
-                self.abort_unstarted(&claimed).await?;
-            } else if claimed.job.started_at.is_none() {
-                inner.db.job_finish(&claimed, Transition::Requeue, now()).await?;
-            } else {
+            let fate = if claimed.job.stop_requested_at.is_some() {
+                Fate::Abort
+            } else if begun {
                 let message =
                     "solverd ended while the job ran, and its container is gone; start a new one";
-                self.fail_unstarted(&claimed, FailureKind::Lost, message.to_owned()).await?;
-            }
+                Fate::Fail(FailureKind::Lost, message.to_owned())
+            } else if let Err(error) = cleaned {
+                Fate::Fail(
+                    FailureKind::Lost,
+                    format!("an earlier attempt left something behind: {error}"),
+                )
+            } else {
+                inner.db.job_finish(&claimed, Transition::Requeue, now()).await?;
+                continue;
+            };
+            self.launch(claimed, NOTHING, fate);
         }
         Ok(())
+    }
+
+    async fn release(&self, job: &Job) -> store::Result<Release> {
+        // The version was checked when the job was created.
+        let version = Version::parse(&job.solver_version).map_err(store::Error::Conflict)?;
+        self.0.db.release_get(&job.solver_key, &version).await
+    }
+
+    /// Deletes objects that no row names any more, beside everything else.
+    fn delete_objects(&self, keys: Vec<String>) {
+        let inner = self.0.clone();
+        self.0.tasks.spawn(async move {
+            for key in keys {
+                if let Err(error) = inner.objects.delete(&key).await {
+                    tracing::warn!(
+                        key,
+                        error = chain(&error),
+                        "an object that nobody needs stays behind"
+                    );
+                }
+            }
+        });
+    }
+
+    /// Deletes the content of files that no row names.
+    fn delete_files(&self, files: Vec<FileId>) {
+        self.delete_objects(files.into_iter().map(File::object_key).collect());
     }
 }
 
 impl Inner {
-    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, Running>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    fn slots(&self) -> MutexGuard<'_, HashMap<JobId, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the running jobs leave of the machine.
     fn free(&self) -> Resources {
-        let running = self.running();
-        let taken = |part: fn(&Resources) -> i64| {
-            running.values().map(|job| part(&job.resources)).sum::<i64>()
-        };
-        Resources {
-            nano_cpus: self.machine.nano_cpus - taken(|resources| resources.nano_cpus),
-            memory_bytes: self.machine.memory_bytes - taken(|resources| resources.memory_bytes),
-        }
+        self.slots().values().fold(self.machine, |free, slot| Resources {
+            nano_cpus: free.nano_cpus - slot.resources.nano_cpus,
+            memory_bytes: free.memory_bytes - slot.resources.memory_bytes,
+        })
     }
 }
 
+/// What a job takes that is only being finished.
+const NOTHING: Resources = Resources { nano_cpus: 0, memory_bytes: 0 };
+
 fn fits(asked: Resources, there: Resources) -> bool {
     asked.nano_cpus <= there.nano_cpus && asked.memory_bytes <= there.memory_bytes
-}
-
-/// A log line of our own, with its time, in the form of the engine's.
-#[expect(clippy::disallowed_methods, reason = "log lines keep nanoseconds, like the engine's")]
-fn log_line(text: &str) -> String {
-    format!("{} {text}", chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Nanos, true))
 }

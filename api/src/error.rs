@@ -5,6 +5,7 @@ use std::{fmt, sync::LazyLock};
 use actix_web::{
     HttpRequest, HttpResponse, ResponseError,
     http::{Method, StatusCode, header},
+    web::Bytes,
 };
 use chrono::Utc;
 use regex::Regex;
@@ -219,11 +220,6 @@ impl ResponseError for ApiError {
     }
 
     fn error_response(&self) -> HttpResponse {
-        let support_id = self.status_code().is_server_error().then(support_id);
-        if let Some(id) = &support_id {
-            let cause = self.cause.as_deref().map(chain).unwrap_or_default();
-            tracing::error!(support_id = id, code = ?self.code, "{self}: {cause}");
-        }
         let mut response = HttpResponse::build(self.status_code());
         if self.status_code() == StatusCode::UNAUTHORIZED {
             response.insert_header((
@@ -234,7 +230,24 @@ impl ResponseError for ApiError {
         if let Some(methods) = &self.allow {
             response.insert_header((header::ALLOW, methods.as_str()));
         }
-        response.json(ErrorBody { errors: self.errors.clone(), support_id, code: self.code })
+        response.json(self.body())
+    }
+}
+
+impl ApiError {
+    /// What the client is told. Of what is not the client's fault the log learns more, here and only here.
+    fn body(&self) -> ErrorBody {
+        let support_id = self.status_code().is_server_error().then(support_id);
+        if let Some(id) = &support_id {
+            let cause = self.cause.as_deref().map(chain).unwrap_or_default();
+            tracing::error!(support_id = id, code = ?self.code, "{self}: {cause}");
+        }
+        ErrorBody { errors: self.errors.clone(), support_id, code: self.code }
+    }
+
+    /// The error as a line of a stream whose answer has begun already.
+    pub fn line(&self) -> Bytes {
+        (json!(self.body()).to_string() + "\n").into()
     }
 }
 

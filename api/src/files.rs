@@ -19,8 +19,9 @@ use crate::{
         time::now,
     },
     error::{Errors, FieldError, Result},
-    objects::Objects,
+    objects::{self, Objects},
     paging::{Page, Paging},
+    report::chain,
     request::{Body, Params, from_request},
     store::Db,
 };
@@ -98,7 +99,7 @@ pub struct ClientFileUploadData {
 pub struct FileUploadData {
     /// Bytes of every part but the last.
     chunk_size: u64,
-    /// One link per part, to be sent by PUT. They are good for at least 12 hours.
+    /// One link per part, to be sent by PUT; none for an empty file. They are good until the upload is completed, 12 hours at most.
     urls: Vec<String>,
     links: UploadLinks,
 }
@@ -245,10 +246,17 @@ pub async fn abort_multipart_upload(
 ) -> Result<Json<()>> {
     let file = db.file_or_upload(path.file_id, caller.id()).await?;
     if file.completed_at.is_none() {
-        db.file_remove(file.id, caller.id()).await?;
-        objects.abort_upload(&File::object_key(file.id), file.upload_id.as_deref()).await?;
+        db.upload_remove(file.id, caller.id()).await?;
+        forget(objects.abort_upload(&File::object_key(file.id), file.upload_id.as_deref()).await);
     }
     Ok(Json(()))
+}
+
+/// Once its row is gone, nobody can reach a file's content: that it could not be deleted is not the caller's concern.
+fn forget(deleted: objects::Result<()>) {
+    if let Err(error) = deleted {
+        tracing::warn!(error = chain(&error), "an object that nobody needs stays behind");
+    }
 }
 
 /// List your files.
@@ -300,6 +308,6 @@ pub async fn delete_file(
 ) -> Result<Json<()>> {
     let file = db.file_get(path.file_id, caller.id()).await?;
     db.file_remove(file.id, caller.id()).await?;
-    objects.delete(&File::object_key(file.id)).await?;
+    forget(objects.delete(&File::object_key(file.id)).await);
     Ok(Json(()))
 }

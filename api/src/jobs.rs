@@ -25,14 +25,14 @@ pub use create::Rules;
 
 use crate::{
     auth::Caller,
-    dispatch::Wake,
+    dispatch::{LogZips, Wake},
     domain::{
         file::FileRef,
         id::JobId,
         job::{Job as DomainJob, JobError, JobState},
         solver::{SolverKey, Version},
         time::now,
-        value::{Values, inputs_checksum},
+        value::Values,
     },
     error::{ApiError, ErrorCode, Errors, FieldError, Result},
     objects::Objects,
@@ -162,7 +162,7 @@ impl Job {
         Self {
             id: job.id,
             name: format!("{runner_name}/jobs/{}", job.id),
-            inputs_checksum: inputs_checksum(&job.inputs),
+            inputs_checksum: job.inputs_checksum.clone(),
             created_at: job.created_at,
             runner_name,
             outputs_url: Some(format!("{url}/outputs")),
@@ -228,13 +228,13 @@ pub struct JobMetadata {
 }
 
 impl JobMetadata {
-    fn new(job: DomainJob, base: &BaseUrl) -> Self {
+    fn new(job: &DomainJob, metadata: Values, base: &BaseUrl) -> Self {
         let path = format!(
             "{}/jobs/{}/metadata",
             release_path(&job.solver_key, &job.solver_version),
             job.id
         );
-        Self { job_id: job.id, metadata: job.metadata, url: Some(base.join(&path)) }
+        Self { job_id: job.id, metadata, url: Some(base.join(&path)) }
     }
 }
 
@@ -413,7 +413,7 @@ pub async fn get_job_outputs(
     db: Data<Db>,
 ) -> Result<Json<JobOutputs>> {
     let job = path.load(&caller, &db).await?;
-    let Some(results) = job.outputs else {
+    let Some(results) = db.job_outputs(job.id).await? else {
         let why = job.error.map_or_else(String::new, |error| format!(": {}", error.msg));
         return Err(ApiError::new(
             ErrorCode::NoOutputs,
@@ -437,13 +437,20 @@ pub async fn get_job_output_logfile(
     caller: Caller,
     db: Data<Db>,
     objects: Data<Objects>,
+    logs: Data<LogZips>,
 ) -> Result<HttpResponse> {
     let job = path.load(&caller, &db).await?;
-    let Some(key) = job.log_key else {
-        return Err(ApiError::new(
-            ErrorCode::NotFound,
-            format!("log of job `{}` not found: it is {}", job.id, job.state),
-        ));
+    let key = match &job.log_key {
+        Some(key) => key.clone(),
+        // The object store was away when the job ended.
+        None if job.state.is_final() => logs
+            .make_up(&job)
+            .await
+            .map_err(|error| ApiError::internal(ErrorCode::StorageUnavailable, error))?,
+        None => {
+            let message = format!("log of job `{}` not found: it is {}", job.id, job.state);
+            return Err(ApiError::new(ErrorCode::NotFound, message));
+        }
     };
     let name = format!("{}_{}_{}.zip", path.solver_key.short_name(), path.version, job.id);
     let link = objects.presign_get(&key, &name, Some("application/zip")).await?;
@@ -473,7 +480,8 @@ pub async fn get_job_custom_metadata(
     base: BaseUrl,
     db: Data<Db>,
 ) -> Result<Json<JobMetadata>> {
-    Ok(Json(JobMetadata::new(path.load(&caller, &db).await?, &base)))
+    let job = path.load(&caller, &db).await?;
+    Ok(Json(JobMetadata::new(&job, db.job_metadata(job.id).await?, &base)))
 }
 
 /// Replace your notes on a job.
@@ -502,11 +510,9 @@ pub async fn replace_job_custom_metadata(
     if !wrong.is_empty() {
         return Err(wrong.into());
     }
-    path.load(&caller, &db).await?;
-    Ok(Json(JobMetadata::new(
-        db.job_set_metadata(path.job_id, caller.id(), &metadata).await?,
-        &base,
-    )))
+    let job = path.load(&caller, &db).await?;
+    db.job_set_metadata(job.id, caller.id(), &metadata).await?;
+    Ok(Json(JobMetadata::new(&job, metadata, &base)))
 }
 
 /// Get a job.

@@ -30,11 +30,13 @@ use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use crate::domain::user::hex;
+
 const MIB: u64 = 1 << 20;
 
-/// Uploads below this size are one PUT. Part sizes, limit and threshold are those oSPARC's clients
+/// Uploads below this size are one part. Part sizes, limit and threshold are those oSPARC's clients
 /// know.
-const MULTIPART_FROM: u64 = 100 * MIB;
+const SEVERAL_PARTS_FROM: u64 = 100 * MIB;
 const PART_SIZES_MIB: [u64; 12] = [10, 50, 100, 200, 400, 600, 800, 1024, 2048, 3072, 4096, 5120];
 const MOST_PARTS: u64 = 9_999;
 /// The most bytes S3 takes in one request.
@@ -121,15 +123,15 @@ pub struct Location {
 }
 
 /// How a client uploads: PUT the bytes to `urls` in order, `chunk_size` bytes each, the last one
-/// shorter.
+/// shorter. Nothing is sent for an empty file, which has no `urls`.
 #[derive(Debug, Clone)]
 pub struct UploadPlan {
     /// In bytes, never 0.
     pub chunk_size: u64,
-    /// Presigned PUT links, valid for 12 hours. They expect no header but `Content-Length`.
+    /// Presigned PUT links, valid for 12 hours at most: they end with the upload. They expect no
+    /// header but `Content-Length`.
     pub urls: Vec<String>,
-    /// Set when there are parts to be put together. To be kept until the upload is completed or
-    /// aborted.
+    /// `None` for an empty file. To be kept until the upload is completed or aborted.
     pub upload_id: Option<String>,
 }
 
@@ -198,21 +200,17 @@ impl Objects {
         Ok(objects)
     }
 
-    /// Prepares the upload of `size` bytes by a client: one link below 100 MiB, a multipart upload
-    /// from there on.
+    /// Prepares the upload of `size` bytes by a client: one part below 100 MiB, several from there
+    /// on, none for an empty file.
+    ///
+    /// It is a multipart upload even for one part. The link of a plain PUT would outlive the
+    /// upload, and whoever has it could replace the finished object.
     pub async fn upload_plan(&self, key: &str, size: u64) -> Result<UploadPlan> {
         let life = link_life(UPLOAD_LINK_LIFE)?;
-        let Some(chunk_size) = part_size(size)? else {
-            let put = self.links.put_object().bucket(&self.bucket).key(key);
-            let put = put.presigned(life).await.map_err(unavailable("sign a link"))?;
-            // The chunk size divides in clients, so it cannot be 0 for an empty file.
-            let chunk_size = if size == 0 { LARGEST_PUT } else { size };
-            return Ok(UploadPlan {
-                chunk_size,
-                urls: vec![put.uri().to_owned()],
-                upload_id: None,
-            });
-        };
+        let chunk_size = part_size(size)?;
+        if size == 0 {
+            return Ok(UploadPlan { chunk_size, urls: Vec::new(), upload_id: None });
+        }
         let upload_id = self.begin(key).await?;
         let mut urls = Vec::new();
         for number in 1..=part_number(size.div_ceil(chunk_size)) {
@@ -235,12 +233,12 @@ impl Objects {
     /// same result.
     ///
     /// `upload_id` is the plan's. `parts` are numbers (from 1) and `ETags` (with or without quotes)
-    /// in any order; they are ignored without `upload_id`. An empty object is created when nobody
-    /// uploaded it: clients send no bytes for it.
+    /// in any order: all parts of the plan. For an empty file there are none, and its object is
+    /// created here.
     ///
     /// # Errors
     /// [`Error::BadParts`], [`Error::NotUploaded`] and [`Error::SizeMismatch`] are the client's to
-    /// mend.
+    /// mend, the latter two with a new upload: this one has ended.
     pub async fn complete_upload(
         &self,
         key: &str,
@@ -252,7 +250,6 @@ impl Objects {
             self.complete(key, upload_id, completed_parts(size, parts)?).await?;
         }
         match self.expect(key, size).await {
-            // There is nothing to send for an empty file, so clients send nothing.
             Err(Error::NotUploaded) if size == 0 => self.put(key, Bytes::new()).await,
             outcome => outcome,
         }
@@ -490,14 +487,14 @@ fn is_missing<E>(error: &SdkError<E>) -> bool {
     error.raw_response().is_some_and(|answer| answer.status().as_u16() == 404)
 }
 
-/// The size of the parts of an upload, `None` when it has none.
-fn part_size(size: u64) -> Result<Option<u64>> {
-    if size < MULTIPART_FROM {
-        return Ok(None);
+/// The size of the parts of an upload. Never 0, as clients divide by it.
+fn part_size(size: u64) -> Result<u64> {
+    if size < SEVERAL_PARTS_FROM {
+        return Ok(size.max(1));
     }
     let mut sizes = PART_SIZES_MIB.into_iter().map(|mib| mib * MIB);
     let fitting = sizes.find(|part| size.div_ceil(*part) <= MOST_PARTS);
-    fitting.map(Some).ok_or(Error::TooLarge { size, limit: MOST_PARTS * LARGEST_PUT })
+    fitting.ok_or(Error::TooLarge { size, limit: MOST_PARTS * LARGEST_PUT })
 }
 
 /// Doubles every 2000 parts, so that any stream fits into the parts there are.
@@ -513,7 +510,7 @@ fn part_number(count: u64) -> i32 {
 /// Every part of the upload once, in order. Checked here because the store would take any selection
 /// of parts and the upload would be gone.
 fn completed_parts(size: u64, mut parts: Vec<(i32, String)>) -> Result<Vec<CompletedPart>> {
-    let expected = part_number(size.div_ceil(part_size(size)?.unwrap_or(LARGEST_PUT)));
+    let expected = part_number(size.div_ceil(part_size(size)?));
     parts.sort_by_key(|(number, _)| *number);
     let missing = |number: i32| Error::BadParts(format!("part {number} of {expected} is missing"));
     for (wanted, (number, _)) in (1..).zip(&parts) {
@@ -573,14 +570,6 @@ fn attachment(filename: &str) -> String {
         }
     }
     value
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 fn unquoted(e_tag: Option<&str>) -> String {

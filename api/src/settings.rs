@@ -134,9 +134,11 @@ pub struct Settings {
 impl Settings {
     /// Address of the database.
     pub fn database_url(&self) -> String {
-        self.database_url
-            .clone()
-            .unwrap_or_else(|| format!("sqlite:{}", self.data_dir.join("solverd.db").display()))
+        self.database_url.clone().unwrap_or_else(|| {
+            // It is read as a URL, in which these two mean something.
+            let path = self.data_dir.join("solverd.db").display().to_string();
+            format!("sqlite:{}", path.replace('%', "%25").replace('?', "%3F"))
+        })
     }
 }
 

@@ -12,7 +12,7 @@ mod users;
 use std::{str::FromStr, sync::Arc, time::Duration};
 
 use sqlx::{
-    PgPool, Postgres, Sqlite, SqlitePool, Transaction,
+    Connection, PgConnection, PgPool, Postgres, Sqlite, SqlitePool, Transaction,
     migrate::MigrateError,
     postgres::PgPoolOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -99,8 +99,32 @@ pub enum Error {
     #[error("database, migrating")]
     Migration(#[source] MigrateError),
     /// The address is neither `sqlite:` nor `postgres:`.
-    #[error("`{0}` is no database address: it must begin with sqlite: or postgres:")]
+    #[error("a database address must begin with sqlite: or postgres:, not with `{0}`")]
     Address(String),
+}
+
+impl Error {
+    /// Whether the same call may succeed later: the database was away, busy or full. What breaks a rule never will.
+    pub fn is_transient(&self) -> bool {
+        let Self::Database { source, .. } = self else { return false };
+        if let sqlx::Error::Database(error) = source {
+            let rule = error.is_unique_violation()
+                || error.is_foreign_key_violation()
+                || error.is_check_violation();
+            // Class 22 of SQLSTATE: the data themselves are refused.
+            return !rule
+                && !error.code().is_some_and(|code| code.len() == 5 && code.starts_with("22"));
+        }
+        matches!(
+            source,
+            sqlx::Error::Io(_)
+                | sqlx::Error::Tls(_)
+                | sqlx::Error::Protocol(_)
+                | sqlx::Error::PoolTimedOut
+                | sqlx::Error::PoolClosed
+                | sqlx::Error::WorkerCrashed
+        )
+    }
 }
 
 /// What every function here returns.
@@ -146,12 +170,20 @@ impl Db {
             sqlx::migrate!("../migrations/sqlite").run(&pool).await.map_err(Error::Migration)?;
             Pool::Sqlite(pool)
         } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+            // The pool would try for half a minute, and then not say why.
+            PgConnection::connect(url)
+                .await
+                .doing("connecting")?
+                .close()
+                .await
+                .doing("connecting")?;
             let pool =
-                PgPoolOptions::new().max_connections(16).connect(url).await.doing("connecting")?;
+                PgPoolOptions::new().max_connections(16).connect_lazy(url).doing("connecting")?;
             sqlx::migrate!("../migrations/postgres").run(&pool).await.map_err(Error::Migration)?;
             Pool::Postgres(pool)
         } else {
-            return Err(Error::Address(url.to_owned()));
+            // Only its beginning: the rest may hold a password.
+            return Err(Error::Address(url.split(':').next().unwrap_or_default().to_owned()));
         };
         Ok(Self { pool, changes: Arc::default() })
     }

@@ -26,6 +26,7 @@ CREATE TABLE jobs (
     solver_key        TEXT NOT NULL,
     solver_version    TEXT NOT NULL,
     inputs            TEXT NOT NULL,
+    inputs_checksum   TEXT NOT NULL,
     metadata          TEXT NOT NULL,
     state             TEXT NOT NULL,
     progress          INTEGER NOT NULL,

@@ -63,6 +63,8 @@ pub struct Found {
     pub id: String,
     /// All labels.
     pub labels: BTreeMap<String, String>,
+    /// Whether it runs or has run.
+    pub begun: bool,
 }
 
 /// The engine said no, or did not answer.

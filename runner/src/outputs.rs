@@ -57,7 +57,10 @@ async fn file(
         open(folder, path).map_err(|refusal| failed(port, &refusal.explain(folder, path)))?;
     let filename = Path::new(path).file_name().map_or(path.into(), |name| name.to_string_lossy());
     let stored = artifacts.store(&port.key, &filename, tokio::fs::File::from_std(file), size).await;
-    stored.map(Output::File).map_err(|error| failed(port, &format!("storing `{path}`: {error}")))
+    stored.map(Output::File).map_err(|error| {
+        let message = format!("output `{}`: storing `{path}`: {error}", port.key);
+        TaskError::new(FailureKind::Storage, message).at(&port.key)
+    })
 }
 
 fn value(

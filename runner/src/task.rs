@@ -157,6 +157,8 @@ pub enum FailureKind {
     Input,
     /// A declared output is missing or cannot be used.
     Output,
+    /// An output is there, but could not be stored.
+    Storage,
     /// The image is not there.
     Image,
     /// The container engine refused or went away.
@@ -177,6 +179,7 @@ impl FailureKind {
             Self::OutOfMemory => "runtime.oom",
             Self::Input => "runtime.input",
             Self::Output => "ServiceBadFormattedOutputError",
+            Self::Storage => "runtime.storage",
             Self::Image => "runtime.image",
             Self::Engine => "runtime.engine",
             Self::Machine => "runtime.machine",

@@ -22,13 +22,9 @@ impl JobArtifacts {
         Self { objects, stored: Mutex::default() }
     }
 
-    /// Deletes what was stored.
-    pub(super) async fn discard(self) {
-        for id in self.stored.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            if let Err(error) = self.objects.delete(&File::object_key(id)).await {
-                tracing::warn!(file = %id, error = chain(&error), "an output without a job stays behind");
-            }
-        }
+    /// The files that were stored.
+    pub(super) fn stored(self) -> Vec<FileId> {
+        self.stored.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,149 +1,49 @@
-//! The end of a job: outputs checked and stored, log zip stored, **then** the final state. A client that sees it can fetch everything.
+//! The end of a job: outputs stored, log zip stored, **then** the final state. A client that sees it can fetch everything.
 
-use std::collections::BTreeMap;
+use serde_json::{Map, json};
+use solverd_runner::task::TaskError;
 
-use serde_json::{Map, Value as Json, json};
-use solverd_runner::task::{FailureKind, Outcome, Output, TaskError};
-
-use super::{Dispatcher, Result, artifacts::JobArtifacts, log_line};
+use super::{Dispatcher, Result};
 use crate::{
     domain::{
-        file::{File, FileRef},
-        id::FileId,
+        file::File,
         job::{Job, JobError, Transition},
-        solver::Release,
         time::now,
-        value::{Values, cast_output},
+        value::Values,
     },
-    report::chain,
     store::Claimed,
 };
 
+/// How a job ends.
+pub(super) enum Ending {
+    /// With values for all outputs, and the files among them.
+    Succeeded(Values, Vec<File>),
+    Failed(TaskError),
+    /// Somebody stopped it.
+    Stopped,
+    /// Not at all: nothing had begun when the service was shut down, and the next one takes it from the queue.
+    Unbegun,
+}
+
 impl Dispatcher {
-    /// Ends a job whose runner has returned.
-    pub(super) async fn finish(
-        &self,
-        claimed: &Claimed,
-        release: &Release,
-        outcome: Outcome,
-        artifacts: JobArtifacts,
-    ) -> Result<()> {
-        let failure = match outcome {
-            Outcome::Succeeded(outputs) => match checked(release, &claimed.job, outputs) {
-                Ok(outputs) => return self.succeed(claimed, outputs).await,
-                Err(message) => {
-                    self.log(claimed, &format!("[ERROR] solverd: {message}")).await;
-                    Some(TaskError {
-                        kind: FailureKind::Output,
-                        port: None,
-                        message,
-                        last_lines: Vec::new(),
-                    })
-                }
-            },
-            Outcome::Failed(error) => Some(error),
-            Outcome::Stopped => None,
-        };
-        artifacts.discard().await;
-        self.end(claimed, failure).await
-    }
-
-    async fn succeed(&self, claimed: &Claimed, outputs: Vec<(String, Checked)>) -> Result<()> {
-        let mut values = Values::default();
-        for (key, output) in outputs {
-            let value = match output {
-                Checked::Value(value) => value,
-                Checked::File(file) => {
-                    self.0.db.file_add(&file).await?;
-                    json!(FileRef::from(file))
-                }
-            };
-            values.0.insert(key, value);
-        }
-        let log = self.store_log(&claimed.job).await?;
-        self.0.db.job_finish(claimed, Transition::Succeed { outputs: values, log }, now()).await?;
-        Ok(())
-    }
-
-    /// Ends a job that did not succeed: with an error it failed, without it was stopped.
-    async fn end(&self, claimed: &Claimed, failure: Option<TaskError>) -> Result<()> {
-        // A job must reach its end even when its log cannot be kept.
-        let log = match self.store_log(&claimed.job).await {
-            Ok(key) => Some(key),
-            Err(error) => {
-                tracing::error!(job = %claimed.job.id, error = chain(&error), "the log could not be stored");
-                None
+    /// Brings a job to its final state.
+    pub(super) async fn finish(&self, claimed: &Claimed, ending: Ending) -> Result<()> {
+        let job = &claimed.job;
+        let transition = match ending {
+            Ending::Succeeded(outputs, files) => {
+                Transition::Succeed { outputs, files, log: self.0.logs.try_store(job).await }
             }
+            Ending::Failed(error) => Transition::Fail {
+                error: job_error(job, error),
+                log: self.0.logs.try_store(job).await,
+            },
+            Ending::Stopped => Transition::Abort { log: self.0.logs.try_store(job).await },
+            Ending::Unbegun => Transition::Requeue,
         };
-        let ending = match failure {
-            Some(error) => Transition::Fail { error: job_error(&claimed.job, error), log },
-            None => Transition::Abort { log },
-        };
-        self.0.db.job_finish(claimed, ending, now()).await?;
+        let at = now();
+        self.persist(|| self.0.db.job_finish(claimed, transition.clone(), at)).await?;
         Ok(())
     }
-
-    /// Ends a claimed job that was to be stopped before anything ran.
-    pub(super) async fn abort_unstarted(&self, claimed: &Claimed) -> Result<()> {
-        self.log(claimed, "[solverd] stopped").await;
-        self.end(claimed, None).await
-    }
-
-    /// Ends a claimed job that nothing runs of.
-    pub(super) async fn fail_unstarted(
-        &self,
-        claimed: &Claimed,
-        kind: FailureKind,
-        message: String,
-    ) -> Result<()> {
-        self.log(claimed, &format!("[ERROR] solverd: {message}")).await;
-        self.end(claimed, Some(TaskError { kind, port: None, message, last_lines: Vec::new() }))
-            .await
-    }
-
-    async fn log(&self, claimed: &Claimed, text: &str) {
-        if let Err(error) = self.0.db.job_log_add(claimed, &(log_line(text) + "\n")).await {
-            tracing::warn!(job = %claimed.job.id, error = chain(&error), "a log line is lost: {text}");
-        }
-    }
-}
-
-enum Checked {
-    Value(Json),
-    File(File),
-}
-
-/// The outputs in declared order, each brought to its port's type.
-fn checked(
-    release: &Release,
-    job: &Job,
-    mut outputs: BTreeMap<String, Output>,
-) -> Result<Vec<(String, Checked)>, String> {
-    let check = |key: &String, output: Output, port| match output {
-        Output::Value(value) => cast_output(port, value).map(Checked::Value),
-        Output::File(stored) => Ok(Checked::File(File {
-            id: FileId(stored.file_id),
-            owner: job.owner,
-            filename: stored.filename,
-            size: i64::try_from(stored.size).map_err(|_| format!("output `{key}` is too large"))?,
-            sha256: stored.sha256,
-            e_tag: Some(stored.e_tag),
-            upload_id: None,
-            job_id: Some(job.id),
-            created_at: now(),
-            completed_at: Some(now()),
-        })),
-    };
-    release
-        .outputs
-        .iter()
-        .map(|port| {
-            let output = outputs
-                .remove(&port.key)
-                .ok_or_else(|| format!("output `{}` is missing", port.key))?;
-            Ok((port.key.clone(), check(&port.key, output, port)?))
-        })
-        .collect()
 }
 
 fn job_error(job: &Job, error: TaskError) -> JobError {

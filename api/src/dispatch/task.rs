@@ -1,28 +1,35 @@
-//! Makes the runner's task of a job and its release.
+//! Translates: a job and its release to the runner's task, the runner's outputs to values of ports.
 
 use std::collections::BTreeMap;
 
-use serde_json::Value as Json;
-use solverd_runner::task::{InputFile, OutputPort, Resources, Task};
+use serde_json::{Value as Json, json};
+use solverd_runner::task::{InputFile, Output, OutputPort, Resources, Task};
 
-use super::{Dispatcher, INSTANCE_LABEL, Result};
+use super::{Dispatcher, INSTANCE_LABEL};
 use crate::{
     domain::{
-        file::FileRef,
+        file::{File, FileRef},
+        id::FileId,
         job::Job,
         solver::{Body, Release},
+        time::now,
+        value::{Values, cast_output},
     },
     store,
 };
 
+/// A task with notes for the job's log, or why there is none.
+pub(super) type Prepared = Result<(Task, Vec<String>), String>;
+
 impl Dispatcher {
-    /// The task, or why there is none: a file that was there at creation may have been deleted since.
-    pub(super) async fn task(&self, release: &Release, job: &Job) -> Result<Result<Task, String>> {
+    /// The task of a job: a file that was there at creation may have been deleted since.
+    pub(super) async fn task(&self, release: &Release, job: &Job) -> store::Result<Prepared> {
+        let inputs = self.0.db.job_inputs(job.id).await?;
         let Body::Container(container) = &release.body;
         let mut values = serde_json::Map::new();
         let mut files = Vec::new();
         for port in &release.inputs {
-            let value = job.inputs.get(&port.key).filter(|value| !value.is_null());
+            let value = inputs.get(&port.key).filter(|value| !value.is_null());
             if !port.is_file() {
                 let value = value.or(port.default.as_ref()).cloned().unwrap_or(Json::Null);
                 values.insert(port.key.clone(), value);
@@ -46,7 +53,7 @@ impl Dispatcher {
                         port.key
                     )));
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
         let outputs = release.outputs.iter().map(|port| OutputPort {
@@ -54,7 +61,7 @@ impl Dispatcher {
             path: port.is_file().then(|| port.path.clone().unwrap_or_else(|| port.key.clone())),
             default: port.default.clone(),
         });
-        Ok(Ok(Task {
+        let task = Task {
             job_id: job.id.0,
             image: container.image.clone(),
             command: container.command.clone(),
@@ -69,21 +76,54 @@ impl Dispatcher {
             values,
             files,
             outputs: outputs.collect(),
-        }))
+        };
+        Ok(Ok((task, unknown_ports(release, &inputs))))
     }
 }
 
 /// A warning for every value that no port takes.
-pub(super) fn unknown_ports(release: &Release, job: &Job) -> Vec<String> {
-    let known = |key: &str| release.inputs.iter().any(|port| port.key == key);
+fn unknown_ports(release: &Release, inputs: &Values) -> Vec<String> {
     let names: Vec<_> = release.inputs.iter().map(|port| port.key.as_str()).collect();
-    let unknown = job.inputs.keys().filter(|key| !known(key));
+    let unknown = inputs.keys().filter(|key| !names.contains(&key.as_str()));
+    let ports = names.join(", ");
     unknown
         .map(|key| {
-            format!(
-                "[WARNING] solverd: unknown input `{key}` is ignored; the solver has {}",
-                names.join(", ")
-            )
+            format!("[WARNING] solverd: unknown input `{key}` is ignored; the solver has {ports}")
         })
         .collect()
+}
+
+/// The values of all outputs in declared order, each brought to its port's type, and the files among them.
+pub(super) fn results(
+    release: &Release,
+    job: &Job,
+    mut outputs: BTreeMap<String, Output>,
+) -> Result<(Values, Vec<File>), String> {
+    let (mut values, mut files) = (Values::default(), Vec::new());
+    for port in &release.outputs {
+        let value = match outputs.remove(&port.key) {
+            Some(Output::Value(value)) => cast_output(port, value)?,
+            Some(Output::File(stored)) => {
+                let at = now();
+                let file = File {
+                    id: FileId(stored.file_id),
+                    owner: job.owner,
+                    filename: stored.filename,
+                    size: i64::try_from(stored.size)
+                        .map_err(|_| format!("output `{}` is too large", port.key))?,
+                    sha256: stored.sha256,
+                    e_tag: Some(stored.e_tag),
+                    upload_id: None,
+                    job_id: Some(job.id),
+                    created_at: at,
+                    completed_at: Some(at),
+                };
+                files.push(file.clone());
+                json!(FileRef::from(file))
+            }
+            None => return Err(format!("output `{}` is missing", port.key)),
+        };
+        values.0.insert(port.key.clone(), value);
+    }
+    Ok((values, files))
 }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json};
 use utoipa::ToSchema;
 
 use super::{
+    file::File,
     id::{JobId, UserId},
     solver::SolverKey,
     time::Timestamp,
@@ -60,7 +61,7 @@ impl fmt::Display for JobState {
 }
 
 /// Why a job failed. The shape is oSPARC's `ErrorDict`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = ErrorDict)]
 pub struct JobError {
     /// Where: the job, then the port if it concerns one.
@@ -83,8 +84,9 @@ pub struct Lease {
     pub instance: String,
 }
 
-/// A run of a solver release with input values, by one owner.
-#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+/// A run of a solver release with input values, by one owner. Inputs, outputs and the owner's notes may be large: the store keeps them
+/// beside it.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Job {
     /// Identifies the job.
     pub id: JobId,
@@ -94,10 +96,8 @@ pub struct Job {
     pub solver_key: SolverKey,
     /// The solver's version, as text.
     pub solver_version: String,
-    /// Values as they were given.
-    pub inputs: Values,
-    /// The owner's notes.
-    pub metadata: Values,
+    /// Fingerprint of the input values.
+    pub inputs_checksum: String,
     /// Where it stands.
     pub state: JobState,
     /// Percent, never falling; 100 in every final state.
@@ -120,9 +120,7 @@ pub struct Job {
     pub container: Option<String>,
     /// Why it failed.
     pub error: Option<JobError>,
-    /// Values of every declared output, once it succeeded.
-    pub outputs: Option<Values>,
-    /// Object key of the log zip, once it ended.
+    /// Object key of the log zip, once it ended. Absent after the end only while the object store could not take it.
     pub log_key: Option<String>,
 }
 
@@ -144,19 +142,21 @@ pub enum Transition {
     Succeed {
         /// Value of every declared output.
         outputs: Values,
-        /// Object key of the log zip.
-        log: String,
+        /// The files among them.
+        files: Vec<File>,
+        /// Object key of the log zip; absent if it could not be stored.
+        log: Option<String>,
     },
     /// It ended otherwise.
     Fail {
         /// Why.
         error: JobError,
-        /// Object key of the log zip; absent only if it could not be stored.
+        /// Object key of the log zip; absent if it could not be stored.
         log: Option<String>,
     },
     /// It was stopped.
     Abort {
-        /// Object key of the log zip; absent only if it could not be stored.
+        /// Object key of the log zip; absent if it could not be stored.
         log: Option<String>,
     },
 }
@@ -216,7 +216,7 @@ impl Job {
         owner: UserId,
         solver_key: SolverKey,
         solver_version: String,
-        inputs: Values,
+        inputs_checksum: String,
         now: Timestamp,
     ) -> Self {
         Self {
@@ -224,8 +224,7 @@ impl Job {
             owner,
             solver_key,
             solver_version,
-            inputs,
-            metadata: Values::default(),
+            inputs_checksum,
             state: JobState::NotStarted,
             progress: 0,
             created_at: now,
@@ -237,7 +236,6 @@ impl Job {
             lease: None,
             container: None,
             error: None,
-            outputs: None,
             log_key: None,
         }
     }
@@ -260,15 +258,11 @@ impl Job {
                 self.started_at = self.started_at.or(Some(now));
                 self.container = Some(container);
             }
-            Transition::Succeed { outputs, log } => {
-                self.outputs = Some(outputs);
-                self.log_key = Some(log);
-            }
             Transition::Fail { error, log } => {
                 self.error = Some(error);
                 self.log_key = log;
             }
-            Transition::Abort { log } => self.log_key = log,
+            Transition::Succeed { log, .. } | Transition::Abort { log } => self.log_key = log,
         }
         if self.state.is_final() {
             self.stopped_at = Some(now);
@@ -317,7 +311,7 @@ mod tests {
             UserId(1),
             SolverKey::parse("simcore/services/comp/a").unwrap(),
             "1.0.0".into(),
-            Values::default(),
+            String::new(),
             now(),
         )
     }
@@ -330,7 +324,7 @@ mod tests {
             Transition::Claim(Lease { instance: "i".into() }),
             Transition::Requeue,
             Transition::Start { container: "c".into() },
-            Transition::Succeed { outputs: Values::default(), log: "l".into() },
+            Transition::Succeed { outputs: Values::default(), files: vec![], log: None },
             Transition::Fail { error, log: None },
             Transition::Abort { log: None },
         ]

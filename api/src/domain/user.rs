@@ -53,6 +53,15 @@ impl Credentials {
     }
 }
 
+/// Checks a key that somebody has chosen: HTTP Basic ends it at the first colon, and oSPARC's client encodes anything but ASCII in two
+/// different ways.
+pub fn check_key(key: &str) -> Result<(), &'static str> {
+    if !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':') {
+        return Ok(());
+    }
+    Err("must be of visible ASCII characters other than `:`")
+}
+
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credentials").field("key", &self.key).finish_non_exhaustive()

@@ -13,7 +13,7 @@ use crate::{
         job::Job,
         solver::{Release, SolverKey, Version},
         time::now,
-        value::{InputRules, Values},
+        value::{InputRules, Values, inputs_checksum},
     },
     error::{ApiError, ErrorCode, FieldError, Result},
     solvers::ReleasePath,
@@ -92,8 +92,8 @@ pub(super) async fn create(
             return Err(refuse(message).into());
         }
     }
-    let job =
-        Job::new(caller.id(), release.key.clone(), release.version.to_string(), values, now());
-    db.job_add(&job).await?;
+    let (key, version) = (release.key.clone(), release.version.to_string());
+    let job = Job::new(caller.id(), key, version, inputs_checksum(&values), now());
+    db.job_add(&job, &values).await?;
     Ok(job)
 }

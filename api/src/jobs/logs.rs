@@ -10,11 +10,12 @@ use crate::{
         id::{JobId, UserId},
         job::log_level,
     },
-    store::{Changed, Db, LogChunk, Result},
+    error::ApiError,
+    store::{self, Changed, Db, LogChunk, Result},
 };
 
 /// How many chunks are read at once. A chunk is what arrived together, so this bounds memory, not speed.
-const CHUNKS: i64 = 64;
+const CHUNKS: i64 = 8;
 
 /// A line of a job's log.
 #[derive(Serialize, ToSchema)]
@@ -40,9 +41,13 @@ struct Follower {
 /// Follows the log of a job until the job has ended or is deleted. Several may follow at once, each from the first line.
 pub(super) fn follow(db: Db, job: JobId, owner: UserId) -> impl Stream<Item = Result<Bytes>> {
     let follower = Follower { changed: db.job_changes(job), db, job, owner, after: 0 };
-    stream::try_unfold(follower, |mut follower| async move {
-        let lines = follower.next().await?;
-        Ok(lines.map(|lines| (lines, follower)))
+    stream::unfold(Some(follower), |follower| async move {
+        let mut follower = follower?;
+        match follower.next().await {
+            Ok(lines) => Some((Ok(lines?), Some(follower))),
+            // The answer has begun long ago: all that is left is to say why it ends here.
+            Err(error) => Some((Ok(ApiError::from(error).line()), None)),
+        }
     })
 }
 
@@ -53,7 +58,7 @@ impl Follower {
             // The state first: a job that had ended by then has all its log by now.
             let ended = match self.db.job_get(self.job, self.owner).await {
                 Ok(job) => job.state.is_final(),
-                Err(crate::store::Error::NotFound { .. }) => return Ok(None),
+                Err(store::Error::NotFound { .. }) => return Ok(None),
                 Err(error) => return Err(error),
             };
             let chunks = self.db.job_log(self.job, self.after, CHUNKS).await?;
@@ -69,7 +74,7 @@ impl Follower {
     }
 
     fn lines(&self, chunks: &[LogChunk]) -> Bytes {
-        let mut bytes = Vec::new();
+        let mut text = String::new();
         for line in chunks.iter().flat_map(|chunk| chunk.text.lines()) {
             let message = line.split_once(' ').map_or("", |(_time, message)| message);
             let log = JobLog {
@@ -78,11 +83,19 @@ impl Follower {
                 log_level: log_level(message),
                 messages: vec![message.to_owned()],
             };
-            // Writing to memory, and of strings: it cannot fail.
-            if serde_json::to_writer(&mut bytes, &log).is_ok() {
-                bytes.push(b'\n');
+            // Strings alone: it cannot fail.
+            let line = serde_json::to_string(&log).unwrap_or_default();
+            // Clients that cut at every kind of line end must not cut here.
+            for character in line.chars() {
+                match character {
+                    '\u{85}' => text += r"\u0085",
+                    '\u{2028}' => text += r"\u2028",
+                    '\u{2029}' => text += r"\u2029",
+                    other => text.push(other),
+                }
             }
+            text.push('\n');
         }
-        bytes.into()
+        text.into()
     }
 }

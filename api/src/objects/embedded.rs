@@ -23,7 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::store::Store;
-use super::{Secret, hex};
+use super::Secret;
+use crate::domain::user::hex;
 
 /// How long a transfer may go on after the service was asked to stop.
 const GRACE: Duration = Duration::from_secs(10);

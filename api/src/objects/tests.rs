@@ -115,31 +115,56 @@ async fn upload_parts(plan: &UploadPlan, content: &Bytes) -> Vec<(i32, String)> 
 }
 
 #[tokio::test]
-async fn one_put_is_enough_for_small_files() {
+async fn small_files_are_one_part() {
     let s3 = Endpoint::start().await;
     for size in [1, 5 * MIB] {
         let (content, key) = (bytes(size), format!("files/{size}"));
         let plan = s3.objects.upload_plan(&key, size).await.unwrap();
-        assert_eq!((plan.chunk_size, plan.urls.len(), &plan.upload_id), (size, 1, &None));
+        assert_eq!((plan.chunk_size, plan.urls.len()), (size, 1));
         assert!(plan.urls[0].starts_with(&s3.location.public_endpoint), "{}", plan.urls[0]);
         assert!(plan.urls[0].contains("X-Amz-SignedHeaders=host&"), "{}", plan.urls[0]);
         assert!(!plan.urls[0].contains("checksum"), "{}", plan.urls[0]);
 
-        let e_tag = upload(&plan.urls[0], content.clone()).await;
-        let stat =
-            s3.objects.complete_upload(&key, size, None, vec![(1, e_tag.clone())]).await.unwrap();
+        let (upload_id, e_tag) =
+            (plan.upload_id.as_deref(), upload(&plan.urls[0], content.clone()).await);
+        let complete = |parts| s3.objects.complete_upload(&key, size, upload_id, parts);
+        let none = complete(vec![]).await.unwrap_err();
+        assert_eq!(none.to_string(), "part 1 of 1 is missing");
+        let stat = complete(vec![(1, e_tag.clone())]).await.unwrap();
         assert_eq!(stat, Stat { size, e_tag: e_tag.trim_matches('"').to_owned() });
-        assert_eq!(s3.objects.complete_upload(&key, size, None, vec![]).await.unwrap(), stat);
+        assert_eq!(complete(vec![(1, e_tag)]).await.unwrap(), stat);
         assert_eq!(s3.objects.stat(&key).await.unwrap(), Some(stat));
         assert!(s3.content(&key).await == content);
     }
 }
 
 #[tokio::test]
+async fn links_end_with_the_upload() {
+    let s3 = Endpoint::start().await;
+    let (content, other) = (bytes(1000), Bytes::from(vec![b'x'; 1000]));
+    let size = content.len() as u64;
+    let plan = s3.objects.upload_plan(KEY, size).await.unwrap();
+    let upload_id = plan.upload_id.as_deref();
+    let parts = upload_parts(&plan, &content).await;
+    // Sent in between, it does not slip in: the ETag tells which content is meant.
+    let slipped = upload(&plan.urls[0], other.clone()).await;
+    let stat = s3.objects.complete_upload(KEY, size, upload_id, parts).await.unwrap();
+
+    let late = reqwest::Client::new().put(&plan.urls[0]).body(other).send().await.unwrap();
+    assert_eq!(late.status(), StatusCode::NOT_FOUND);
+    assert!(late.text().await.unwrap().contains("NoSuchUpload"));
+    let again = s3.objects.complete_upload(KEY, size, upload_id, vec![(1, slipped)]).await;
+    assert_eq!(again.unwrap(), stat);
+    assert_eq!(s3.objects.stat(KEY).await.unwrap(), Some(stat));
+    assert!(s3.content(KEY).await == content);
+    assert_eq!(s3.files().len(), 3, "an object and two notes: {:?}", s3.files());
+}
+
+#[tokio::test]
 async fn an_empty_file_needs_no_put() {
     let s3 = Endpoint::start().await;
     let plan = s3.objects.upload_plan(KEY, 0).await.unwrap();
-    assert_eq!((plan.chunk_size, plan.urls.len()), (LARGEST_PUT, 1));
+    assert_eq!((plan.chunk_size, plan.urls.len(), plan.upload_id), (1, 0, None));
     let stat = s3.objects.complete_upload(KEY, 0, None, vec![]).await.unwrap();
     assert_eq!(stat, Stat { size: 0, e_tag: "d41d8cd98f00b204e9800998ecf8427e".into() });
     assert_eq!(s3.objects.complete_upload(KEY, 0, None, vec![]).await.unwrap(), stat);
@@ -220,15 +245,16 @@ async fn sizes_are_compared() {
     let missing = s3.objects.complete_upload(KEY, 12, None, vec![]).await;
     assert!(matches!(missing, Err(Error::NotUploaded)), "{missing:?}");
     let plan = s3.objects.upload_plan(KEY, 12).await.unwrap();
-    upload(&plan.urls[0], bytes(11)).await;
-    for (declared, found) in [(12, 11), (0, 11)] {
-        match s3.objects.complete_upload(KEY, declared, None, vec![]).await {
-            Err(Error::SizeMismatch { declared: d, found: f }) => {
-                assert_eq!((d, f), (declared, found));
-            }
+    let parts = vec![(1, upload(&plan.urls[0], bytes(11)).await)];
+    for _ in 0..2 {
+        let upload_id = plan.upload_id.as_deref();
+        match s3.objects.complete_upload(KEY, 12, upload_id, parts.clone()).await {
+            Err(Error::SizeMismatch { declared, found }) => assert_eq!((declared, found), (12, 11)),
             other => panic!("{other:?}"),
         }
     }
+    let empty = s3.objects.complete_upload(KEY, 0, None, vec![]).await;
+    assert!(matches!(empty, Err(Error::SizeMismatch { found: 11, .. })), "{empty:?}");
 }
 
 #[tokio::test]
@@ -237,10 +263,13 @@ async fn abort_removes_everything_and_may_be_repeated() {
     let plan = s3.objects.upload_plan(KEY, 100 * MIB).await.unwrap();
     let upload_id = plan.upload_id.as_deref();
     let e_tag = upload(&plan.urls[3], bytes(MIB)).await;
-    upload(&s3.objects.upload_plan("files/small", 3).await.unwrap().urls[0], bytes(3)).await;
+    let small = s3.objects.upload_plan("files/small", 3).await.unwrap();
+    upload(&small.urls[0], bytes(3)).await;
+    s3.objects.complete_upload("files/empty", 0, None, vec![]).await.unwrap();
     for _ in 0..2 {
         s3.objects.abort_upload(KEY, upload_id).await.unwrap();
-        s3.objects.abort_upload("files/small", None).await.unwrap();
+        s3.objects.abort_upload("files/small", small.upload_id.as_deref()).await.unwrap();
+        s3.objects.abort_upload("files/empty", None).await.unwrap();
     }
     assert_eq!(s3.files(), [""; 0]);
     let parts = (1..=10).map(|number| (number, e_tag.clone())).collect();
@@ -406,13 +435,17 @@ fn keys_are_made_once_and_private() {
 
 #[test]
 fn parts_grow_with_the_file() {
-    let size = |size| part_size(size).unwrap().map(|part| part / MIB);
-    assert_eq!(size(0), None);
-    assert_eq!(size(100 * MIB - 1), None);
-    assert_eq!(size(100 * MIB), Some(10));
-    assert_eq!(size(10 * MIB * 9_999), Some(10));
-    assert_eq!(size(10 * MIB * 9_999 + 1), Some(50));
-    assert_eq!(size(LARGEST_PUT * 9_999), Some(5120));
+    for (size, part) in [
+        (0, 1),
+        (1, 1),
+        (100 * MIB - 1, 100 * MIB - 1),
+        (100 * MIB, 10 * MIB),
+        (10 * MIB * 9_999, 10 * MIB),
+        (10 * MIB * 9_999 + 1, 50 * MIB),
+        (LARGEST_PUT * 9_999, LARGEST_PUT),
+    ] {
+        assert_eq!(part_size(size).unwrap(), part, "{size}");
+    }
     let too_large = part_size(LARGEST_PUT * 9_999 + 1);
     assert!(
         matches!(too_large, Err(Error::TooLarge { limit, .. }) if limit == LARGEST_PUT * 9_999)

@@ -1,6 +1,6 @@
 //! Files' rows. A row without `completed_at` belongs to an upload under way and is seen by nobody else.
 
-use super::{Db, Doing, Result, not_found, on};
+use super::{Db, Doing, Result, Tx, not_found, on, within};
 use crate::domain::{
     file::File,
     id::{FileId, UserId},
@@ -10,19 +10,9 @@ use crate::domain::{
 impl Db {
     /// Stores a file's row.
     pub async fn file_add(&self, file: &File) -> Result<()> {
-        const SQL: &str = "INSERT INTO files (id, owner, filename, size, sha256, e_tag, upload_id, job_id, created_at, completed_at) \
-                           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
-        on!(self, |pool| {
-            let query = sqlx::query(SQL)
-                .bind(file.id)
-                .bind(file.owner)
-                .bind(&file.filename)
-                .bind(file.size);
-            let query =
-                query.bind(&file.sha256).bind(&file.e_tag).bind(&file.upload_id).bind(file.job_id);
-            query.bind(file.created_at).bind(file.completed_at).execute(pool).await.map(drop)
-        })
-        .doing("adding a file")
+        let mut tx = self.begin().await?;
+        tx.file_add(file).await?;
+        tx.commit().await
     }
 
     /// A file with its content.
@@ -63,9 +53,9 @@ impl Db {
         file.map_or_else(|| not_found("file", &id), Ok)
     }
 
-    /// Removes a file's row, or that of an upload.
+    /// Removes a file's row.
     pub async fn file_remove(&self, id: FileId, owner: UserId) -> Result<()> {
-        const SQL: &str = "DELETE FROM files WHERE id = $1 AND owner = $2 RETURNING id";
+        const SQL: &str = "DELETE FROM files WHERE id = $1 AND owner = $2 AND completed_at IS NOT NULL RETURNING id";
         let gone: Option<FileId> = on!(self, |pool| sqlx::query_scalar(SQL)
             .bind(id)
             .bind(owner)
@@ -73,6 +63,13 @@ impl Db {
             .await)
         .doing("removing a file")?;
         gone.map_or_else(|| not_found("file", &id), |_| Ok(()))
+    }
+
+    /// Removes the row of an upload. One that has become a file meanwhile stays.
+    pub async fn upload_remove(&self, id: FileId, owner: UserId) -> Result<()> {
+        const SQL: &str = "DELETE FROM files WHERE id = $1 AND owner = $2 AND completed_at IS NULL";
+        on!(self, |pool| sqlx::query(SQL).bind(id).bind(owner).execute(pool).await.map(drop))
+            .doing("removing an upload")
     }
 
     /// Every file that a user has uploaded, newest first.
@@ -107,5 +104,23 @@ impl Db {
             }
         })
         .doing("searching files")
+    }
+}
+
+impl Tx {
+    pub(super) async fn file_add(&mut self, file: &File) -> Result<()> {
+        const SQL: &str = "INSERT INTO files (id, owner, filename, size, sha256, e_tag, upload_id, job_id, created_at, completed_at) \
+                           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+        within!(*self, |connection| {
+            let query = sqlx::query(SQL)
+                .bind(file.id)
+                .bind(file.owner)
+                .bind(&file.filename)
+                .bind(file.size);
+            let query =
+                query.bind(&file.sha256).bind(&file.e_tag).bind(&file.upload_id).bind(file.job_id);
+            query.bind(file.created_at).bind(file.completed_at).execute(connection).await.map(drop)
+        })
+        .doing("adding a file")
     }
 }

@@ -1,10 +1,11 @@
 //! Jobs, their history and their logs. `jobs.state` is written by one function here, [`Db::step`], and by nothing else.
 //!
-//! Owners publish, stop and delete. Only a dispatcher gets a [`Claimed`], and only with it can a job start to run and end; ending
-//! consumes it, so no job ends twice.
+//! Owners publish, stop and delete. Only a dispatcher gets a [`Claimed`], and only with it can a job start to run and end. Ending gives
+//! the lease up, so no job ends twice.
 
 use super::{Changed, Db, Doing, Error, Result, Tx, not_found, on, within};
 use crate::domain::{
+    file::File,
     id::{FileId, JobId, UserId},
     job::{IllegalTransition, Job, JobState, Lease, Transition},
     time::Timestamp,
@@ -28,12 +29,23 @@ pub struct LogChunk {
     pub text: String,
 }
 
+/// `SELECT` of jobs without what may be large.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, owner, solver_key, solver_version, inputs_checksum, state, progress, created_at, submitted_at, started_at, \
+             stopped_at, stop_requested_at, deleted_at, lease, container, error, log_key FROM jobs ",
+            $rest
+        )
+    };
+}
+
 /// For owners.
 impl Db {
-    /// Stores a new job and the first row of its history.
-    pub async fn job_add(&self, job: &Job) -> Result<()> {
-        const SQL: &str = "INSERT INTO jobs (id, owner, solver_key, solver_version, inputs, metadata, state, progress, created_at) \
-                           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)";
+    /// Stores a new job with its inputs, and the first row of its history.
+    pub async fn job_add(&self, job: &Job, inputs: &Values) -> Result<()> {
+        const SQL: &str = "INSERT INTO jobs (id, owner, solver_key, solver_version, inputs, inputs_checksum, metadata, state, progress, created_at) \
+                           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
         let mut tx = self.begin().await?;
         within!(tx, |connection| {
             let query = sqlx::query(SQL)
@@ -41,9 +53,12 @@ impl Db {
                 .bind(job.owner)
                 .bind(&job.solver_key)
                 .bind(&job.solver_version);
-            let query =
-                query.bind(&job.inputs).bind(&job.metadata).bind(job.state).bind(job.progress);
-            query.bind(job.created_at).execute(connection).await.map(drop)
+            let query = query
+                .bind(inputs)
+                .bind(&job.inputs_checksum)
+                .bind(Values::default())
+                .bind(job.state);
+            query.bind(job.progress).bind(job.created_at).execute(connection).await.map(drop)
         })
         .doing("adding a job")?;
         tx.event_add(job, "create", job.created_at).await?;
@@ -52,7 +67,7 @@ impl Db {
 
     /// A job of this owner.
     pub async fn job_get(&self, id: JobId, owner: UserId) -> Result<Job> {
-        const SQL: &str = "SELECT * FROM jobs WHERE id = $1 AND owner = $2 AND deleted_at IS NULL";
+        const SQL: &str = select!("WHERE id = $1 AND owner = $2 AND deleted_at IS NULL");
         let job =
             on!(self, |pool| sqlx::query_as(SQL).bind(id).bind(owner).fetch_optional(pool).await)
                 .doing("reading a job")?;
@@ -68,8 +83,10 @@ impl Db {
         limit: i64,
         offset: i64,
     ) -> Result<(Vec<Job>, i64)> {
-        const PAGE: &str = "SELECT * FROM jobs WHERE owner = $1 AND solver_key = $2 AND solver_version = $3 AND deleted_at IS NULL \
-                            ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5";
+        const PAGE: &str = select!(
+            "WHERE owner = $1 AND solver_key = $2 AND solver_version = $3 AND deleted_at IS NULL \
+                            ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5"
+        );
         const COUNT: &str = "SELECT count(*) FROM jobs WHERE owner = $1 AND solver_key = $2 AND solver_version = $3 AND deleted_at IS NULL";
         on!(self, |pool| {
             let total = sqlx::query_scalar(COUNT)
@@ -131,19 +148,52 @@ impl Db {
         gone.map_or_else(|| not_found("job", &id), |_| Ok(()))
     }
 
+    /// The values a job was created with.
+    pub async fn job_inputs(&self, id: JobId) -> Result<Values> {
+        const SQL: &str = "SELECT inputs FROM jobs WHERE id = $1";
+        let inputs = on!(self, |pool| sqlx::query_scalar(SQL).bind(id).fetch_optional(pool).await)
+            .doing("reading a job's inputs")?;
+        inputs.map_or_else(|| not_found("job", &id), Ok)
+    }
+
+    /// The values a job ended with; `None` unless it succeeded.
+    pub async fn job_outputs(&self, id: JobId) -> Result<Option<Values>> {
+        const SQL: &str = "SELECT outputs FROM jobs WHERE id = $1";
+        let outputs: Option<Option<Values>> =
+            on!(self, |pool| sqlx::query_scalar(SQL).bind(id).fetch_optional(pool).await)
+                .doing("reading a job's outputs")?;
+        Ok(outputs.flatten())
+    }
+
+    /// The owner's notes.
+    pub async fn job_metadata(&self, id: JobId) -> Result<Values> {
+        const SQL: &str = "SELECT metadata FROM jobs WHERE id = $1";
+        let metadata =
+            on!(self, |pool| sqlx::query_scalar(SQL).bind(id).fetch_optional(pool).await)
+                .doing("reading a job's metadata")?;
+        metadata.map_or_else(|| not_found("job", &id), Ok)
+    }
+
     /// Replaces the owner's notes.
     pub async fn job_set_metadata(
         &self,
         id: JobId,
         owner: UserId,
         metadata: &Values,
-    ) -> Result<Job> {
-        const SQL: &str = "UPDATE jobs SET metadata = $3 WHERE id = $1 AND owner = $2 AND deleted_at IS NULL RETURNING *";
-        let job = on!(self, |pool| {
-            sqlx::query_as(SQL).bind(id).bind(owner).bind(metadata).fetch_optional(pool).await
+    ) -> Result<()> {
+        const SQL: &str = "UPDATE jobs SET metadata = $3 WHERE id = $1 AND owner = $2 AND deleted_at IS NULL RETURNING id";
+        let changed: Option<JobId> = on!(self, |pool| {
+            sqlx::query_scalar(SQL).bind(id).bind(owner).bind(metadata).fetch_optional(pool).await
         })
         .doing("replacing a job's metadata")?;
-        job.map_or_else(|| not_found("job", &id), Ok)
+        changed.map_or_else(|| not_found("job", &id), |_| Ok(()))
+    }
+
+    /// Where a job's log zip lies, when it could not be stored before the end.
+    pub async fn job_set_log(&self, id: JobId, log_key: &str) -> Result<()> {
+        const SQL: &str = "UPDATE jobs SET log_key = $2 WHERE id = $1";
+        on!(self, |pool| sqlx::query(SQL).bind(id).bind(log_key).execute(pool).await.map(drop))
+            .doing("writing where a job's log is")
     }
 
     /// Whoever waits for a change of this job subscribes first, then looks, then waits.
@@ -171,21 +221,25 @@ impl Db {
 impl Db {
     /// The head of the queue: jobs to run, oldest first.
     pub async fn jobs_queued(&self, limit: i64) -> Result<Vec<Job>> {
-        const SQL: &str = "SELECT * FROM jobs WHERE state = 'PUBLISHED' AND stop_requested_at IS NULL ORDER BY submitted_at, id LIMIT $1";
+        const SQL: &str = select!(
+            "WHERE state = 'PUBLISHED' AND stop_requested_at IS NULL ORDER BY submitted_at, id LIMIT $1"
+        );
         on!(self, |pool| sqlx::query_as(SQL).bind(limit).fetch_all(pool).await)
             .doing("reading the queue")
     }
 
     /// Queued jobs that are to be stopped.
     pub async fn jobs_queued_to_stop(&self, limit: i64) -> Result<Vec<Job>> {
-        const SQL: &str = "SELECT * FROM jobs WHERE state = 'PUBLISHED' AND stop_requested_at IS NOT NULL ORDER BY submitted_at, id LIMIT $1";
+        const SQL: &str = select!(
+            "WHERE state = 'PUBLISHED' AND stop_requested_at IS NOT NULL ORDER BY submitted_at, id LIMIT $1"
+        );
         on!(self, |pool| sqlx::query_as(SQL).bind(limit).fetch_all(pool).await)
             .doing("reading the queue")
     }
 
     /// The jobs this instance runs, or ran before it was restarted.
     pub async fn jobs_leased(&self, lease: &Lease) -> Result<Vec<Claimed>> {
-        const SQL: &str = "SELECT * FROM jobs WHERE lease = $1 ORDER BY id";
+        const SQL: &str = select!("WHERE lease = $1 ORDER BY id");
         let jobs: Vec<Job> =
             on!(self, |pool| sqlx::query_as(SQL).bind(&lease.instance).fetch_all(pool).await)
                 .doing("reading the running jobs")?;
@@ -216,14 +270,12 @@ impl Db {
     /// The container of a claimed job runs.
     pub async fn job_start(
         &self,
-        claimed: &mut Claimed,
-        container: String,
+        claimed: &Claimed,
+        container: &str,
         now: Timestamp,
-    ) -> Result<()> {
-        claimed.job = self
-            .step(claimed.job.id, Some(&claimed.instance), Transition::Start { container }, now)
-            .await?;
-        Ok(())
+    ) -> Result<Job> {
+        let start = Transition::Start { container: container.to_owned() };
+        self.step(claimed.job.id, Some(&claimed.instance), start, now).await
     }
 
     /// Raises a running job's progress, in percent. It never falls.
@@ -245,17 +297,24 @@ impl Db {
 
     /// Adds whole lines to a job's log.
     pub async fn job_log_add(&self, claimed: &Claimed, lines: &str) -> Result<()> {
-        // One writer per job: whoever holds the lease.
+        // One writer per job, which numbers them: whoever holds the lease.
         const SQL: &str = "INSERT INTO job_logs (job_id, seq, text) \
-                           SELECT $1, COALESCE(MAX(seq), 0) + 1, $2 FROM job_logs WHERE job_id = $1";
+                           SELECT id, (SELECT COALESCE(MAX(seq), 0) + 1 FROM job_logs WHERE job_id = $1), $2 \
+                           FROM jobs WHERE id = $1 AND lease = $3";
         let id = claimed.job.id;
-        on!(self, |pool| sqlx::query(SQL).bind(id).bind(lines).execute(pool).await.map(drop))
-            .doing("writing a job's log")?;
+        on!(self, |pool| sqlx::query(SQL)
+            .bind(id)
+            .bind(lines)
+            .bind(&claimed.instance)
+            .execute(pool)
+            .await
+            .map(drop))
+        .doing("writing a job's log")?;
         self.changes.notify(id);
         Ok(())
     }
 
-    /// Ends a claimed job, or gives it back to the queue.
+    /// Ends a claimed job, or gives it back to the queue; output files appear with the end, or not at all.
     pub async fn job_finish(
         &self,
         claimed: &Claimed,
@@ -304,8 +363,16 @@ impl Db {
         if holder.is_some() && job.lease.as_deref() != holder {
             return Err(Error::Illegal(IllegalTransition { from: job.state, step: name }));
         }
+        let results = if let Transition::Succeed { outputs, files, .. } = &transition {
+            Some((outputs.clone(), files.clone()))
+        } else {
+            None
+        };
         job.apply(transition, now)?;
         tx.job_update(&job).await?;
+        if let Some((outputs, files)) = results {
+            tx.results_add(&job, &outputs, &files).await?;
+        }
         tx.event_add(&job, name, now).await?;
         tx.commit().await?;
         self.changes.notify(id);
@@ -318,13 +385,10 @@ impl Tx {
         // SQLite holds the lock of the whole database already.
         let job = match self {
             Self::Sqlite(tx) => {
-                sqlx::query_as("SELECT * FROM jobs WHERE id = $1")
-                    .bind(id)
-                    .fetch_optional(&mut **tx)
-                    .await
+                sqlx::query_as(select!("WHERE id = $1")).bind(id).fetch_optional(&mut **tx).await
             }
             Self::Postgres(tx) => {
-                sqlx::query_as("SELECT * FROM jobs WHERE id = $1 FOR UPDATE")
+                sqlx::query_as(select!("WHERE id = $1 FOR UPDATE"))
                     .bind(id)
                     .fetch_optional(&mut **tx)
                     .await
@@ -335,7 +399,7 @@ impl Tx {
 
     async fn job_update(&mut self, job: &Job) -> Result<()> {
         const SQL: &str = "UPDATE jobs SET state = $2, progress = $3, submitted_at = $4, started_at = $5, stopped_at = $6, lease = $7, \
-                           container = $8, error = $9, outputs = $10, log_key = $11 WHERE id = $1";
+                           container = $8, error = $9, log_key = $10 WHERE id = $1";
         within!(*self, |connection| {
             let query = sqlx::query(SQL)
                 .bind(job.id)
@@ -347,15 +411,24 @@ impl Tx {
                 .bind(job.stopped_at)
                 .bind(&job.lease)
                 .bind(&job.container);
-            query
-                .bind(&job.error)
-                .bind(&job.outputs)
-                .bind(&job.log_key)
-                .execute(connection)
-                .await
-                .map(drop)
+            query.bind(&job.error).bind(&job.log_key).execute(connection).await.map(drop)
         })
         .doing("updating a job")
+    }
+
+    async fn results_add(&mut self, job: &Job, outputs: &Values, files: &[File]) -> Result<()> {
+        const SQL: &str = "UPDATE jobs SET outputs = $2 WHERE id = $1";
+        within!(*self, |connection| sqlx::query(SQL)
+            .bind(job.id)
+            .bind(outputs)
+            .execute(connection)
+            .await
+            .map(drop))
+        .doing("writing a job's outputs")?;
+        for file in files {
+            self.file_add(file).await?;
+        }
+        Ok(())
     }
 
     async fn event_add(&mut self, job: &Job, name: &str, now: Timestamp) -> Result<()> {

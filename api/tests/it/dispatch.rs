@@ -10,12 +10,13 @@ use solverd::{
     domain::{job::Lease, solver::Resources, time::now},
     store::Db,
 };
+use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::{
-    http::log_in_zip,
+    http::{external_storage, log_in_zip},
     support::{
         Api, BOOTSTRAP, TestApp, containers, folders_of_jobs, machine, settings, sleeper,
-        sleeper_with, text,
+        sleeper_with, text, wait_until,
     },
 };
 
@@ -94,7 +95,7 @@ async fn a_crash_fails_what_ran_and_leaves_nothing() {
     assert_eq!(folders_of_jobs(data.path()).len(), 1);
 
     let app = TestApp::start_in(data, &[]).await;
-    let lost = app.post(&format!("{running}:inspect")).await.json();
+    let lost = app.wait_for_end(&running).await;
     assert_eq!((text(&lost, "/state"), text(&lost, "/errors/0/type")), ("FAILED", "runtime.lost"));
     let log = log_in_zip(&app, &app.get(&format!("{running}/outputs/logfile")).await).await;
     assert!(log.contains("Will sleep for"), "{log}");
@@ -226,5 +227,68 @@ async fn an_input_file_that_was_deleted_fails_the_job() {
     assert_eq!(text(&ended, "/errors/0/type"), "runtime.input", "{ended:#}");
     let message = text(&ended, "/errors/0/msg");
     assert!(message.contains("input_1") && message.contains(id), "{message}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_ends_without_the_object_store_and_its_log_comes_later() {
+    let store = TestApp::start().await;
+    let flags = external_storage(&store).await;
+    let endpoint = flags[0].strip_prefix("--s3-endpoint=http://").unwrap().to_owned();
+    let folder = tempfile::tempdir().unwrap();
+    let app = TestApp::start_in(folder, &flags.each_ref().map(String::as_str)).await;
+    let release = app.publish(sleeper().await).await;
+    let job = app.start_job(&release, json!({"input_2": 1})).await;
+    app.wait_for(&job, &["STARTED"]).await;
+    let folder = store.stop().await;
+
+    let ended = app.wait_for_end(&job).await;
+    assert_eq!(
+        (text(&ended, "/state"), text(&ended, "/errors/0/type")),
+        ("FAILED", "runtime.storage")
+    );
+    assert_eq!(app.get(&format!("{job}/outputs/logfile")).await.status, 502);
+
+    let store = TestApp::start_in(folder, &[&format!("--s3-listen={endpoint}")]).await;
+    for _ in 0..2 {
+        let log = log_in_zip(&app, &app.get(&format!("{job}/outputs/logfile")).await).await;
+        assert!(
+            log.contains("Will sleep for 1 seconds") && log.contains("storing `single_number.txt`"),
+            "{log}"
+        );
+    }
+    app.stop().await;
+    store.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_outlasts_a_database_that_is_away() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let job = app.start_job(&release, json!({"input_2": 1})).await;
+    app.wait_for(&job, &["STARTED"]).await;
+    let url = format!("sqlite:{}", app.data().join("solverd.db").display());
+    let mut database = SqliteConnection::connect(&url).await.unwrap();
+    database
+        .execute("ALTER TABLE job_events RENAME TO away; ALTER TABLE job_logs RENAME TO lost")
+        .await
+        .unwrap();
+    let left = async || containers(app.data()).await;
+    wait_until("the end of the container", left, Vec::is_empty).await;
+    assert_eq!(
+        app.wait_for(&job, &["STARTED"]).await["progress"].as_i64().map(|percent| percent < 100),
+        Some(true)
+    );
+
+    database
+        .execute("ALTER TABLE away RENAME TO job_events; ALTER TABLE lost RENAME TO job_logs")
+        .await
+        .unwrap();
+    database.close().await.unwrap();
+    assert_eq!(text(&app.wait_for_end(&job).await, "/state"), "SUCCESS");
+    let log = log_in_zip(&app, &app.get(&format!("{job}/outputs/logfile")).await).await;
+    for line in ["Will sleep for 1 seconds", "[PROGRESS] 1/1", "exit code 0", "2 outputs stored"] {
+        assert_eq!(log.matches(line).count(), 1, "{line} in {log}");
+    }
     app.stop().await;
 }

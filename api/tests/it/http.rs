@@ -268,26 +268,37 @@ async fn break_database(app: &TestApp) {
     connection.close().await.unwrap();
 }
 
-#[tokio::test]
-async fn a_lost_object_store_is_told_from_a_fault() {
-    let store = TestApp::start().await;
+/// The flags that make another service use this one's object store.
+pub(crate) async fn external_storage(store: &TestApp) -> [String; 3] {
     let announced = json!({"filename": "a", "filesize": 1, "sha256_checksum": sha256(b"1")});
     let plan = store.post_json("/v0/files/content", &announced).await.json();
     let (endpoint, _) = text(&plan, "/upload_schema/urls/0").split_once("/solverd/").unwrap();
     let keys = std::fs::read_to_string(store.data().join("s3-credentials")).unwrap();
     let (id, secret) = keys.trim().split_once(':').unwrap();
-    let flags = [
+    [
         format!("--s3-endpoint={endpoint}"),
         format!("--s3-access-key-id={id}"),
         format!("--s3-secret-access-key={secret}"),
-    ];
+    ]
+}
+
+#[tokio::test]
+async fn a_lost_object_store_is_told_from_a_fault() {
+    let store = TestApp::start().await;
+    let announced = json!({"filename": "a", "filesize": 1, "sha256_checksum": sha256(b"1")});
+    let flags = external_storage(&store).await;
     let folder = tempfile::tempdir().unwrap();
     let app = TestApp::start_in(folder, &flags.each_ref().map(String::as_str)).await;
     let file = app.upload("a.txt", b"1").await;
     assert_eq!(file.status, 200, "{file}");
 
     store.stop().await;
-    let lost = app.delete(&format!("/v0/files/{}", text(&file.json(), "/id"))).await;
+    let deleted = app.delete(&format!("/v0/files/{}", text(&file.json(), "/id"))).await;
+    assert_eq!(
+        deleted.status, 200,
+        "its row is gone, and with it the way to its content: {deleted}"
+    );
+    let lost = app.post_json("/v0/files/content", &announced).await;
     with_settings!({ filters => FILTERS }, { assert_snapshot!(lost) });
     app.stop().await;
 }

@@ -202,7 +202,11 @@ fn lease(instance: &str) -> Lease {
 }
 
 fn succeed() -> Transition {
-    Transition::Succeed { outputs: values(r#"{"answer": 42}"#), log: "jobs/x/log.zip".to_owned() }
+    Transition::Succeed {
+        outputs: values(r#"{"answer": 42}"#),
+        files: vec![],
+        log: Some("jobs/x/log.zip".to_owned()),
+    }
 }
 
 fn after(begin: Timestamp, microseconds: i64) -> Timestamp {
@@ -241,12 +245,16 @@ async fn ready(db: &Db) -> UserId {
 }
 
 fn new_job(owner: UserId, at: Timestamp) -> Job {
-    Job::new(owner, key(), "1.0.0".to_owned(), values(r#"{"length": 3}"#), at)
+    Job::new(owner, key(), "1.0.0".to_owned(), "fingerprint".to_owned(), at)
+}
+
+async fn add(db: &Db, job: &Job) {
+    db.job_add(job, &values(r#"{"length": 3}"#)).await.unwrap();
 }
 
 async fn job(db: &Db, owner: UserId) -> JobId {
     let job = new_job(owner, now());
-    db.job_add(&job).await.unwrap();
+    add(db, &job).await;
     job.id
 }
 
@@ -263,7 +271,7 @@ async fn claimed(db: &Db, owner: UserId, instance: &str) -> Claimed {
 
 async fn started(db: &Db, owner: UserId, instance: &str) -> Claimed {
     let mut claimed = claimed(db, owner, instance).await;
-    db.job_start(&mut claimed, "container".to_owned(), now()).await.unwrap();
+    claimed.job = db.job_start(&claimed, "container", now()).await.unwrap();
     claimed
 }
 
@@ -449,7 +457,7 @@ async fn a_job_reads_back_as_it_was_stored(db: Db) {
     let owner = ready(&db).await;
     let bob = user(&db, "bob@example.org").await.id;
     let job = new_job(owner, now());
-    db.job_add(&job).await.unwrap();
+    add(&db, &job).await;
     assert_eq!(db.job_get(job.id, owner).await.unwrap(), job);
     assert_eq!(db.job_history(job.id).await.unwrap(), [("create".into(), JobState::NotStarted)]);
 
@@ -462,7 +470,7 @@ async fn a_job_reads_back_as_it_was_stored(db: Db) {
     assert_eq!(db.job_get(job.id, owner).await.unwrap(), job);
 
     let stray = Job { solver_version: "9.9.9".to_owned(), ..new_job(owner, now()) };
-    let refused = db.job_add(&stray).await;
+    let refused = db.job_add(&stray, &Values::default()).await;
     assert!(matches!(refused, Err(Error::Database { .. })), "{refused:?}");
     assert_not_found(db.job_get(stray.id, owner).await);
 }
@@ -475,21 +483,31 @@ async fn json_survives_verbatim(db: Db) {
             "negative zero": -0.0, "text": "1e3", "": null, "list": [{"y": true, "x": [[]]}, {}]}"#,
     );
     let metadata = values(r#"{"2": "two", "1": 1.0, "nul": "\u0000"}"#);
-    let job = Job { inputs, metadata, ..new_job(owner, now()) };
-    db.job_add(&job).await.unwrap();
-    let stored = db.job_get(job.id, owner).await.unwrap();
+    let job = new_job(owner, now());
+    db.job_add(&job, &inputs).await.unwrap();
+    db.job_set_metadata(job.id, owner, &metadata).await.unwrap();
     let text = |values: &Values| serde_json::to_string(values).unwrap();
-    assert_eq!(text(&stored.inputs), text(&job.inputs), "values, notation and order of the keys");
-    assert_eq!(text(&stored.metadata), text(&job.metadata));
-    assert!(text(&stored.inputs).contains(r#""a":2.0,"b":2,"#), "{}", text(&stored.inputs));
-    assert_eq!(stored, job);
+    let stored = db.job_inputs(job.id).await.unwrap();
+    assert_eq!(text(&stored), text(&inputs), "values, notation and order of the keys");
+    assert!(text(&stored).contains(r#""a":2.0,"b":2,"#), "{}", text(&stored));
+    assert_eq!(text(&db.job_metadata(job.id).await.unwrap()), text(&metadata));
+    assert_eq!(db.job_get(job.id, owner).await.unwrap(), job);
+    assert_eq!(db.job_outputs(job.id).await.unwrap(), None);
 
-    let mut claimed = claimed_job(&db, owner, job.id).await;
-    db.job_start(&mut claimed, "container".to_owned(), now()).await.unwrap();
-    let ending = Transition::Succeed { outputs: job.inputs.clone(), log: "log".to_owned() };
+    let claimed = claimed_job(&db, owner, job.id).await;
+    db.job_start(&claimed, "container", now()).await.unwrap();
+    let files = vec![File { job_id: Some(job.id), ..upload(owner, "output") }];
+    let ending = Transition::Succeed { outputs: inputs.clone(), files: files.clone(), log: None };
     let ended = db.job_finish(&claimed, ending, now()).await.unwrap();
     assert_eq!(db.job_get(job.id, owner).await.unwrap(), ended);
-    assert_eq!(text(&ended.outputs.unwrap()), text(&job.inputs));
+    assert_eq!(text(&db.job_outputs(job.id).await.unwrap().unwrap()), text(&inputs));
+    assert_eq!(
+        db.file_or_upload(files[0].id, owner).await.unwrap(),
+        files[0],
+        "outputs come with the end"
+    );
+    db.job_set_log(job.id, "later").await.unwrap();
+    assert_eq!(db.job_get(job.id, owner).await.unwrap().log_key.as_deref(), Some("later"));
 }
 
 async fn claimed_job(db: &Db, owner: UserId, id: JobId) -> Claimed {
@@ -503,7 +521,7 @@ async fn a_job_lives_from_creation_to_success(db: Db) {
     let at: Vec<_> = (0..6).map(|step| after(begin, step)).collect();
     let mut expected = new_job(owner, at[0]);
     let id = expected.id;
-    db.job_add(&expected).await.unwrap();
+    add(&db, &expected).await;
 
     let (job, first) = db.job_publish(id, owner, at[1]).await.unwrap();
     expected.state = JobState::Published;
@@ -518,7 +536,7 @@ async fn a_job_lives_from_creation_to_success(db: Db) {
     assert_eq!(claimed.job, expected);
     assert!(db.job_claim(id, &lease("two"), at[5]).await.unwrap().is_none());
 
-    db.job_start(&mut claimed, "container".to_owned(), at[3]).await.unwrap();
+    claimed.job = db.job_start(&claimed, "container", at[3]).await.unwrap();
     expected.state = JobState::Started;
     expected.started_at = Some(at[3]);
     expected.container = Some("container".to_owned());
@@ -530,7 +548,6 @@ async fn a_job_lives_from_creation_to_success(db: Db) {
     expected.progress = 100;
     expected.stopped_at = Some(at[4]);
     expected.lease = None;
-    expected.outputs = Some(values(r#"{"answer": 42}"#));
     expected.log_key = Some("jobs/x/log.zip".to_owned());
     assert_eq!(ended, expected);
     assert_eq!(db.job_get(id, owner).await.unwrap(), expected, "every moment reads back equal");
@@ -557,8 +574,8 @@ async fn every_step_out_of_order_is_refused(db: Db) {
 
     let mut early = claimed(&db, owner, "one").await;
     assert_illegal(db.job_finish(&early, succeed(), now()).await);
-    db.job_start(&mut early, "container".to_owned(), now()).await.unwrap();
-    assert_illegal(db.job_start(&mut early, "another".to_owned(), now()).await);
+    early.job = db.job_start(&early, "container", now()).await.unwrap();
+    assert_illegal(db.job_start(&early, "another", now()).await);
     assert_illegal(db.job_finish(&early, Transition::Requeue, now()).await);
     db.job_finish(&early, succeed(), now()).await.unwrap();
     assert_illegal(db.job_finish(&early, Transition::Abort { log: None }, now()).await);
@@ -584,7 +601,7 @@ async fn a_failed_job_says_why(db: Db) {
     let job = db.job_get(running.job.id, owner).await.unwrap();
     assert_eq!((job.state, job.progress, job.log_key), (JobState::Failed, 100, None));
     assert_eq!(job.error, Some(error));
-    assert_eq!(job.outputs, None);
+    assert_eq!(db.job_outputs(job.id).await.unwrap(), None);
 }
 
 async fn one_of_16_publications_wins(db: Db) {
@@ -675,7 +692,7 @@ async fn only_the_holder_of_the_lease_ends_a_job(db: Db) {
     thief.job = mine.job.clone();
     assert_illegal(db.job_finish(&thief, succeed(), now()).await);
     assert_illegal(db.job_finish(&thief, Transition::Abort { log: None }, now()).await);
-    assert_illegal(db.job_start(&mut thief, "theirs".to_owned(), now()).await);
+    assert_illegal(db.job_start(&thief, "theirs", now()).await);
     db.job_progress(&thief, 90).await.unwrap();
     assert_eq!(db.job_get(mine.job.id, owner).await.unwrap(), mine.job);
 
@@ -696,7 +713,7 @@ async fn a_requeued_job_runs_elsewhere(db: Db) {
 
     let mut second = db.job_claim(id, &lease("two"), now()).await.unwrap().unwrap();
     assert_illegal(db.job_finish(&first, Transition::Abort { log: None }, now()).await);
-    db.job_start(&mut second, "container".to_owned(), now()).await.unwrap();
+    second.job = db.job_start(&second, "container", now()).await.unwrap();
     db.job_finish(&second, succeed(), now()).await.unwrap();
     let names: Vec<_> =
         db.job_history(id).await.unwrap().into_iter().map(|(name, _)| name).collect();
@@ -750,12 +767,12 @@ async fn pages_have_a_stable_order_and_a_total(db: Db) {
     // Groups of five share a moment: their ids decide, not the order in which they were stored.
     let jobs: Vec<_> = (0..45).map(|number| new_job(owner, after(begin, number / 5))).collect();
     for position in 0..45 {
-        db.job_add(&jobs[position * 7 % 45]).await.unwrap();
+        add(&db, &jobs[position * 7 % 45]).await;
     }
     let newest_first: Vec<_> = jobs.iter().rev().map(|job| job.id).collect();
-    db.job_add(&new_job(bob, now())).await.unwrap();
+    add(&db, &new_job(bob, now())).await;
     let other = Job { solver_version: "1.0.1".to_owned(), ..new_job(owner, now()) };
-    db.job_add(&other).await.unwrap();
+    add(&db, &other).await;
 
     let ids = async |limit, offset| {
         let (jobs, total) = db.jobs_page(owner, KEY, "1.0.0", limit, offset).await.unwrap();
@@ -784,7 +801,7 @@ async fn moments_sort_by_time_not_by_text(db: Db) {
     // Written with as many digits as they need, these differ in length.
     for microseconds in [0, 1, 1_000, 1_001, 500_000, 500_001, 999_999, 1_000_000] {
         let job = new_job(owner, after(second, microseconds));
-        db.job_add(&job).await.unwrap();
+        add(&db, &job).await;
         newest_first.insert(0, job.created_at);
     }
     let (jobs, _) = db.jobs_page(owner, KEY, "1.0.0", 50, 0).await.unwrap();
@@ -842,15 +859,13 @@ async fn a_change_wakes_who_waits_for_that_job(db: Db) {
 async fn metadata_are_replaced(db: Db) {
     let owner = ready(&db).await;
     let id = job(&db, owner).await;
-    assert_eq!(db.job_get(id, owner).await.unwrap().metadata, Values::default());
-    for text in [r#"{"b": true, "a": 1}"#, r#"{"c": "x"}"#, "{}"] {
-        let job = db.job_set_metadata(id, owner, &values(text)).await.unwrap();
-        assert_eq!(job.metadata, values(text));
-        assert_eq!(db.job_get(id, owner).await.unwrap(), job);
+    assert_eq!(db.job_metadata(id).await.unwrap(), Values::default());
+    for text in [r#"{"b": true, "a": 1}"#, r#"{"c": "x"}"#, "{}", r#"{"kept": 1}"#] {
+        db.job_set_metadata(id, owner, &values(text)).await.unwrap();
+        assert_eq!(db.job_metadata(id).await.unwrap(), values(text));
     }
-    db.job_set_metadata(id, owner, &values(r#"{"kept": 1}"#)).await.unwrap();
-    let (job, _) = db.job_publish(id, owner, now()).await.unwrap();
-    assert_eq!(job.metadata, values(r#"{"kept": 1}"#));
+    db.job_publish(id, owner, now()).await.unwrap();
+    assert_eq!(db.job_metadata(id).await.unwrap(), values(r#"{"kept": 1}"#), "starting keeps them");
 }
 
 #[tokio::test]

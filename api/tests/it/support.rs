@@ -12,7 +12,7 @@ use std::{
 use clap::Parser;
 use reqwest::{
     Method, Request, RequestBuilder, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION, WWW_AUTHENTICATE},
+    header::{ALLOW, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, LOCATION, WWW_AUTHENTICATE},
     redirect::Policy,
 };
 use serde_json::{Value as Json, json};
@@ -75,8 +75,10 @@ pub(crate) fn settings(data: &Path, flags: &[&str]) -> Settings {
         settings: Settings,
     }
     let data = data.to_str().unwrap();
-    let fixed = ["it", "--listen=127.0.0.1:0", "--s3-listen=127.0.0.1:0", "--data-dir", data];
-    let parsed = Cli::try_parse_from(fixed.iter().chain(flags)).unwrap().settings;
+    let fixed = ["it", "--listen=127.0.0.1:0", "--data-dir", data];
+    let port = Some(&"--s3-listen=127.0.0.1:0")
+        .filter(|_| !flags.iter().any(|flag| flag.starts_with("--s3-listen")));
+    let parsed = Cli::try_parse_from(fixed.iter().chain(port).chain(flags)).unwrap().settings;
     Settings { config: None, public_url: None, database_url: None, ..parsed }
 }
 
@@ -166,10 +168,16 @@ impl Api {
     pub(crate) async fn upload(&self, filename: &str, content: &[u8]) -> Answer {
         let file = json!({"filename": filename, "filesize": content.len(), "sha256_checksum": sha256(content)});
         let plan = self.post_json("/v0/files/content", &file).await.json();
-        let put = self.client.put(text(&plan, "/upload_schema/urls/0")).body(content.to_vec());
-        assert_eq!(answer(put).await.status, 200);
+        let mut parts = Vec::new();
+        for url in plan["upload_schema"]["urls"].as_array().unwrap() {
+            let put = self.client.put(url.as_str().unwrap()).body(content.to_vec());
+            let put = answer(put).await;
+            assert_eq!(put.status, 200, "{put}");
+            parts.push(json!({"number": 1, "e_tag": put.header(&ETAG).unwrap().trim_matches('"')}));
+        }
+        assert_eq!(parts.len(), usize::from(!content.is_empty()), "small files are one part");
         let complete = text(&plan, "/upload_schema/links/complete_upload");
-        let body = json!({"client_file": file, "uploaded_parts": {"parts": []}});
+        let body = json!({"client_file": file, "uploaded_parts": {"parts": parts}});
         self.post_json(complete, &body).await
     }
 

@@ -8,8 +8,8 @@ use bollard::{
     container::LogOutput,
     errors::Error,
     models::{
-        ContainerCreateBody, ContainerWaitResponse, HostConfig, HostConfigLogConfig, Mount,
-        MountType,
+        ContainerCreateBody, ContainerSummaryStateEnum, ContainerWaitResponse, HostConfig,
+        HostConfigLogConfig, Mount, MountType,
     },
     query_parameters::{
         CreateContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
@@ -192,7 +192,8 @@ impl Docker {
             .into_iter()
             .filter_map(|container| {
                 let labels = container.labels.unwrap_or_default().into_iter().collect();
-                Some(Found { id: container.id?, labels })
+                let begun = container.state != Some(ContainerSummaryStateEnum::CREATED);
+                Some(Found { id: container.id?, labels, begun })
             })
             .collect())
     }

@@ -24,8 +24,8 @@ use tokio::sync::Mutex;
 use tokio_util::io::ReaderStream;
 use uuid::Uuid;
 
-use super::super::hex;
 use super::{Error, failed};
+use crate::domain::user::hex;
 
 /// s3s-fs reads 4 KiB at a time, which costs most of the disk's speed.
 const CHUNK: usize = 1 << 20;

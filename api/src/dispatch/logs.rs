@@ -1,0 +1,131 @@
+//! Logs of jobs: our own lines in them, and the zip that the whole of an ended job's log becomes.
+
+use std::{
+    fs,
+    io::{Seek, SeekFrom, Write},
+    path::PathBuf,
+    time::Duration,
+};
+
+use chrono::{SecondsFormat, Utc};
+use tokio::sync::mpsc;
+use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
+
+use super::{Error, Result};
+use crate::{domain::job::Job, objects::Objects, report::chain, store::Db};
+
+/// How many chunks of a log are read at once.
+const CHUNKS: i64 = 8;
+
+/// Pauses between attempts to store a zip. After the last, the job ends without it, and the first reader gets it made.
+const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
+
+/// Characters of a line of our own.
+const LONGEST_LINE: usize = 2000;
+
+/// Makes log zips.
+#[derive(Clone)]
+pub struct LogZips {
+    db: Db,
+    objects: Objects,
+    /// Folder for temporary files.
+    folder: PathBuf,
+}
+
+impl LogZips {
+    pub(super) const fn new(db: Db, objects: Objects, folder: PathBuf) -> Self {
+        Self { db, objects, folder }
+    }
+
+    /// Stores the log zip of a job; `None` while the object store is away: a job must reach its end even then.
+    pub(super) async fn try_store(&self, job: &Job) -> Option<String> {
+        for pause in PAUSES.map(Some).into_iter().chain([None]) {
+            match self.store(job).await {
+                Ok(key) => return Some(key),
+                Err(error) => {
+                    tracing::warn!(job = %job.id, error = chain(&error), "the log zip could not be stored");
+                }
+            }
+            tokio::time::sleep(pause?).await;
+        }
+        None
+    }
+
+    /// The log zip of an ended job whose zip could not be stored at its end: made now.
+    pub async fn make_up(&self, job: &Job) -> Result<String> {
+        let key = self.store(job).await?;
+        self.db.job_set_log(job.id, &key).await?;
+        Ok(key)
+    }
+
+    /// Streams a log from the database through the compressor into a temporary file, and from there to the object store.
+    async fn store(&self, job: &Job) -> Result<String> {
+        let name = format!("{}_{}.logs", job.solver_key.short_name(), job.solver_version);
+        let (sender, mut receiver) = mpsc::channel::<String>(4);
+        let folder = self.folder.clone();
+        let zipping = tokio::task::spawn_blocking(move || -> std::io::Result<fs::File> {
+            fs::create_dir_all(&folder)?;
+            let mut zip = ZipWriter::new(tempfile::tempfile_in(folder)?);
+            // Level 1: a quarter of a gigabyte a second, at 40 percent of the size.
+            let options = SimpleFileOptions::default()
+                .compression_method(CompressionMethod::Deflated)
+                .compression_level(Some(1))
+                .large_file(true);
+            zip.start_file(name, options)?;
+            while let Some(text) = receiver.blocking_recv() {
+                zip.write_all(text.as_bytes())?;
+            }
+            let mut file = zip.finish()?;
+            file.seek(SeekFrom::Start(0))?;
+            Ok(file)
+        });
+        let mut after = 0;
+        'log: loop {
+            let chunks = self.db.job_log(job.id, after, CHUNKS).await?;
+            let Some(last) = chunks.last() else { break };
+            after = last.seq;
+            for chunk in chunks {
+                if sender.send(chunk.text).await.is_err() {
+                    // The compressor has given up; it says why.
+                    break 'log;
+                }
+            }
+        }
+        drop(sender);
+        let machine =
+            |error: &dyn std::error::Error| Error::Machine(format!("zipping the log: {error}"));
+        let zipped =
+            zipping.await.map_err(|error| machine(&error))?.map_err(|error| machine(&error))?;
+        let key = Job::log_object_key(job.id);
+        self.objects.put_stream(&key, tokio::fs::File::from_std(zipped)).await?;
+        Ok(key)
+    }
+}
+
+/// A log line of our own, with its time, in the form of the engine's. Control characters in it, which may come from users, are escaped:
+/// they would forge lines, and Postgres takes no NUL.
+#[expect(clippy::disallowed_methods, reason = "log lines keep nanoseconds, like the engine's")]
+pub(super) fn log_line(text: &str) -> String {
+    let mut line = Utc::now().to_rfc3339_opts(SecondsFormat::Nanos, true) + " ";
+    for character in text.chars().take(LONGEST_LINE) {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_a_note_forges_a_line() {
+        let line = log_line("unknown input `a\nb\0`");
+        let (time, text) = line.split_once(' ').unwrap();
+        assert!(chrono::DateTime::parse_from_rfc3339(time).is_ok(), "{time}");
+        assert_eq!(text, r"unknown input `a\nb\u{0}`");
+    }
+}
