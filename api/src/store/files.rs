@@ -23,7 +23,9 @@ impl Db {
 
     /// A file, or the upload that is to become one.
     pub async fn file_or_upload(&self, id: FileId, owner: UserId) -> Result<File> {
-        const SQL: &str = "SELECT * FROM files WHERE id = $1 AND owner = $2";
+        // Outputs go with their job the moment it is deleted, though their rows are cleared away later.
+        const SQL: &str = "SELECT * FROM files WHERE id = $1 AND owner = $2 \
+                           AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = files.job_id AND deleted_at IS NOT NULL)";
         let file =
             on!(self, |pool| sqlx::query_as(SQL).bind(id).bind(owner).fetch_optional(pool).await)
                 .doing("reading a file")?;

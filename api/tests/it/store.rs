@@ -732,6 +732,7 @@ async fn a_deleted_job_is_hidden_and_then_removed(db: Db) {
 
     db.job_request_delete(id, owner, now()).await.unwrap();
     assert_not_found(db.job_get(id, owner).await);
+    assert_not_found(db.file_get(output.id, owner).await);
     assert_not_found(db.job_request_delete(id, owner, now()).await);
     assert_not_found(db.job_request_stop(id, owner, now()).await);
     assert_not_found(db.job_publish(id, owner, now()).await);
