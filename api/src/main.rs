@@ -219,7 +219,7 @@ async fn publish(
     let db = open_db(settings).await?;
     for reference in images {
         let image = engine.image(reference).await?;
-        let release = labels::release(reference, &image.labels)
+        let release = labels::release(reference, &image.id, &image.labels)
             .with_context(|| format!("image {reference}"))?;
         let is_new = db.release_publish(&release, now()).await?;
         let note = if is_new { "published" } else { "was published already" };

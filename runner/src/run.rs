@@ -102,7 +102,16 @@ impl Run<'_> {
         artifacts: &impl Artifacts,
     ) -> Result<BTreeMap<String, Output>, Halt> {
         self.report.info(format!("image {}", self.task.image)).await;
-        self.engine.image(&self.task.image).await?;
+        match self.engine.image(self.image()).await {
+            Err(EngineError::NoImage(id)) if self.task.image_id.is_some() => {
+                let name = &self.task.image;
+                let message = format!(
+                    "image `{name}` as it was published ({id}) is not in the container engine any more"
+                );
+                return Err(TaskError::new(FailureKind::Image, message).into());
+            }
+            found => found?,
+        };
         self.unless_stopped()?;
         let folders = Folders::create(work, self.task.job_id).await.map_err(|error| {
             let folder = work.join(self.task.job_id.to_string());
@@ -119,6 +128,10 @@ impl Run<'_> {
         result
     }
 
+    fn image(&self) -> &str {
+        self.task.image_id.as_ref().unwrap_or(&self.task.image)
+    }
+
     async fn in_container(
         &self,
         folders: &Folders,
@@ -126,7 +139,7 @@ impl Run<'_> {
     ) -> Result<BTreeMap<String, Output>, Halt> {
         self.report.info(format!("staging {} files", self.task.files.len())).await;
         let inputs = folders.inputs();
-        let spec = spec(self.task, folders);
+        let spec = spec(self.task, self.image(), folders);
         // A request to create is never abandoned: the engine would carry it out all the same.
         let (staged, created) = tokio::join!(
             self.or_stop(inputs::stage(&inputs, self.task, artifacts)),
@@ -231,7 +244,7 @@ impl Run<'_> {
     }
 }
 
-fn spec(task: &Task, folders: &Folders) -> ContainerSpec {
+fn spec(task: &Task, image: &str, folders: &Folders) -> ContainerSpec {
     let mut env = task.env.clone();
     env.extend(
         [
@@ -248,7 +261,7 @@ fn spec(task: &Task, folders: &Folders) -> ContainerSpec {
     labels.insert(JOB_LABEL.to_owned(), task.job_id.to_string());
     ContainerSpec {
         name: format!("solverd-{}", task.job_id),
-        image: task.image.clone(),
+        image: image.to_owned(),
         command: task.command.clone(),
         env,
         labels,

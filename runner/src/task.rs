@@ -17,6 +17,9 @@ pub struct Task {
     pub job_id: Uuid,
     /// Image reference as the engine knows it, e.g. `simcore/services/comp/itis/sleeper:2.1.6`.
     pub image: String,
+    /// The engine's id of the very image to run, wherever its name points by now.
+    #[serde(default)]
+    pub image_id: Option<String>,
     /// Arguments given to the image's entry point, normally `["run"]`.
     pub command: Vec<String>,
     /// Further environment, after the contract's own variables (which it cannot override).

@@ -173,6 +173,7 @@ fn task(script: &str) -> Task {
     Task {
         job_id: Uuid::now_v7(),
         image: IMAGE.to_owned(),
+        image_id: None,
         command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         env: BTreeMap::new(),
         resources: Resources { nano_cpus: 1_000_000_000, memory_bytes: 64 << 20 },
@@ -486,6 +487,25 @@ async fn a_missing_image_is_named() {
     let (error, _) = bench.fail(&task).await;
     assert_eq!(error.kind, FailureKind::Image);
     assert!(error.message.contains("solverd-test/nosuch:1.2.3"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn the_published_image_runs_wherever_its_name_points() {
+    let bench = Bench::new();
+    let mut task = task("echo ran");
+    task.image_id = Some(bench.engine.image(IMAGE).await.unwrap().id);
+    task.image = "solverd-test/nosuch:1.2.3".to_owned();
+    let (outcome, events) = bench.run(&task, |_| ()).await;
+    assert!(matches!(outcome, Outcome::Succeeded(_)), "{outcome:?} {events:?}");
+
+    task.image_id = Some(format!("sha256:{}", "0".repeat(64)));
+    let (error, _) = bench.fail(&task).await;
+    assert_eq!(error.kind, FailureKind::Image);
+    assert!(
+        error.message.contains("nosuch:1.2.3` as it was published (sha256:000"),
+        "{}",
+        error.message
+    );
 }
 
 #[tokio::test]

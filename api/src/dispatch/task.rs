@@ -64,6 +64,7 @@ impl Dispatcher {
         let task = Task {
             job_id: job.id.0,
             image: container.image.clone(),
+            image_id: Some(container.image_id.clone()),
             command: container.command.clone(),
             env: container.env.clone(),
             resources: Resources {

@@ -23,7 +23,7 @@ impl Db {
                     return Ok(false);
                 }
                 Err(Error::Conflict(format!(
-                    "{} {} is published already with another definition; releases are immutable, so give it a new version",
+                    "{} {} is published already, with other ports or another image; releases are immutable, so give it a new version",
                     release.key, release.version
                 )))
             }
