@@ -1,5 +1,5 @@
-//! What a container uses. The engine tells once a second while it runs and nothing afterwards, so the last second is a guess, and most of
-//! a short run would be.
+//! What a container uses. The engine tells once a second while it runs and nothing afterwards, so the last second is a guess, and a short
+//! run would be little else.
 
 use std::{
     pin::pin,
@@ -10,6 +10,9 @@ use futures_util::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::{engine::Sample, task::Usage};
+
+/// Runs that are shorter are not sampled: little would be learnt, and the engine is busy starting and ending them.
+const FIRST: Duration = Duration::from_millis(500);
 
 /// Measures a container that has just been started.
 pub(crate) struct Meter {
@@ -36,7 +39,7 @@ impl Meter {
         self.started.elapsed()
     }
 
-    /// Takes samples until the container has `ended`.
+    /// Takes samples until the container has `ended`. The stream must do nothing before it is asked.
     pub(crate) async fn sample(
         &self,
         samples: impl Stream<Item = Sample>,
@@ -44,6 +47,7 @@ impl Meter {
     ) -> Sampled {
         let mut seen = Sampled::new(self.nano_cpus);
         let mut samples = pin!(samples);
+        ended.run_until_cancelled(tokio::time::sleep(FIRST)).await;
         while let Some(Some(sample)) = ended.run_until_cancelled(samples.next()).await {
             seen.add(sample, self.elapsed());
         }

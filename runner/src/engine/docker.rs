@@ -126,7 +126,7 @@ impl Docker {
         })
     }
 
-    /// What a started container uses: once at the beginning, then every second while it runs. An engine that cannot tell says nothing.
+    /// What a started container uses: once when first asked, then every second while it runs. An engine that cannot tell says nothing.
     pub(crate) fn samples(&self, id: &str) -> impl Stream<Item = Sample> + Send + use<> {
         let options = StatsOptionsBuilder::default().stream(true).build();
         self.0.stats(id, Some(options)).filter_map(|stats| {
