@@ -8,5 +8,6 @@ pub mod job;
 pub mod labels;
 pub mod solver;
 pub mod time;
+pub mod usage;
 pub mod user;
 pub mod value;

@@ -85,7 +85,7 @@ impl JobPath {
     }
 
     /// Loads the job; that is checking the right to it.
-    async fn load(&self, caller: &Caller, db: &Db) -> Result<DomainJob> {
+    pub(crate) async fn load(&self, caller: &Caller, db: &Db) -> Result<DomainJob> {
         self.check(db.job_get(self.job_id, caller.id()).await?)
     }
 }

@@ -26,6 +26,8 @@ use crate::routes;
         (name = "files", description = "Content that goes into solvers and comes out of them."),
         (name = "solvers", description = "What can be run."),
         (name = "jobs", description = "Runs of solvers."),
+        (name = "wallets", description = "What pays for jobs: nothing has a price here."),
+        (name = "credits", description = "What wallets hold: there are none."),
     ),
     security(("basic" = [])),
     modifiers(&Basic)

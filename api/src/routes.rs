@@ -4,13 +4,14 @@
 
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use crate::{files, jobs, meta, solvers, users};
+use crate::{files, jobs, meta, solvers, users, wallets};
 
 /// The API.
 pub fn routes(config: &mut ServiceConfig<'_>) {
     config
         .service(meta::get_service_metadata)
         .service(users::get_my_profile)
+        .service(users::update_my_profile)
         // files
         .service(files::search_files_page)
         .service(files::get_upload_links)
@@ -27,6 +28,7 @@ pub fn routes(config: &mut ServiceConfig<'_>) {
         .service(solvers::list_solver_releases)
         .service(solvers::get_solver_release)
         .service(solvers::list_solver_ports)
+        .service(wallets::get_solver_pricing_plan)
         // jobs
         .service(jobs::create_solver_job)
         .service(jobs::list_jobs)
@@ -39,6 +41,14 @@ pub fn routes(config: &mut ServiceConfig<'_>) {
         .service(jobs::get_log_stream)
         .service(jobs::get_job_custom_metadata)
         .service(jobs::replace_job_custom_metadata)
+        .service(wallets::get_job_wallet)
+        .service(wallets::get_job_pricing_unit)
         .service(jobs::get_job)
-        .service(jobs::delete_job);
+        .service(jobs::delete_job)
+        // money
+        .service(wallets::get_default_wallet)
+        .service(wallets::get_wallet)
+        .service(wallets::get_available_licensed_items_for_wallet)
+        .service(wallets::checkout_licensed_item)
+        .service(wallets::get_credits_price);
 }

@@ -18,7 +18,8 @@ use crate::{
     outputs,
     progress::Progress,
     report::Reporter,
-    task::{Artifacts, Event, FailureKind, Outcome, Output, Task, TaskError},
+    task::{Artifacts, Event, FailureKind, Outcome, Output, Task, TaskError, Usage},
+    usage::Meter,
 };
 
 /// Label of every container of ours; its value is the job's id.
@@ -171,7 +172,8 @@ impl Run<'_> {
         self.engine.start(container).await?;
         self.report.send(Event::Started { container: container.to_owned() }).await;
 
-        let (ended, last_lines) = self.attend(container, &progress).await;
+        let (ended, last_lines, usage) = self.attend(container, &progress).await;
+        self.report.send(Event::Used(usage)).await;
         let exit = ended?.ok_or(Halt::Stopped)?;
         self.report
             .info(format!("exit code {} after {:.1} s", exit.code, started.elapsed().as_secs_f64()))
@@ -192,12 +194,14 @@ impl Run<'_> {
         Ok(collected)
     }
 
-    /// Follows the container until it has ended, and its log until that has. `None` when it was stopped.
+    /// Follows the container until it has ended, and its log until that has. `None` when it was stopped. What it uses is sampled
+    /// beside that, and nothing waits for a sample.
     async fn attend(
         &self,
         container: &str,
         progress: &Progress,
-    ) -> (Result<Option<Exit>, EngineError>, Vec<String>) {
+    ) -> (Result<Option<Exit>, EngineError>, Vec<String>, Usage) {
+        let meter = Meter::new(self.task.resources.nano_cpus);
         let ended = CancellationToken::new();
         let ending = async {
             let exit = tokio::select! {
@@ -211,9 +215,15 @@ impl Run<'_> {
                 }
             };
             ended.cancel();
-            exit
+            let ran = exit.as_ref().ok().and_then(|exit| exit.as_ref()?.ran);
+            (exit, ran.unwrap_or_else(|| meter.elapsed()))
         };
-        tokio::join!(ending, follow(self.engine, container, progress, &self.report, &ended))
+        let ((exit, wall), last_lines, sampled) = tokio::join!(
+            ending,
+            follow(self.engine, container, progress, &self.report, &ended),
+            meter.sample(self.engine.samples(container), &ended)
+        );
+        (exit, last_lines, sampled.usage(wall))
     }
 
     async fn progress(&self) -> Progress {

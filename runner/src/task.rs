@@ -3,7 +3,7 @@
 //!
 //! Must not know: HTTP, SQL, users, S3.
 
-use std::{collections::BTreeMap, future::Future};
+use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -83,8 +83,23 @@ pub enum Event {
     },
     /// One log line without its newline, beginning with an RFC 3339 timestamp and a space.
     Log(String),
+    /// The container has ended, and this is what it has used. Comes once, also when it was stopped.
+    Used(Usage),
     /// Percent of the whole task, 0 to 100: 5 for staging inputs, 90 for the solver, 5 for its outputs. Never falls.
     Progress(u8),
+}
+
+/// What a container has used of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time of all its processes.
+    pub cpu: Duration,
+    /// Whether `cpu` was measured; of a container that ended too soon it is the CPUs reserved times `wall`.
+    pub measured: bool,
+    /// Between its start and its end.
+    pub wall: Duration,
+    /// The most memory it held at once, in bytes, files cached by the kernel included.
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// How a task ended.

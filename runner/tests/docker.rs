@@ -18,7 +18,7 @@ use solverd_runner::{
     run,
     task::{
         ArtifactError, Artifacts, Event, FailureKind, InputFile, Outcome, Output, OutputPort,
-        Resources, StoredFile, Task, TaskError,
+        Resources, StoredFile, Task, TaskError, Usage,
     },
 };
 use tempfile::TempDir;
@@ -420,6 +420,29 @@ async fn a_link_among_the_outputs_is_not_followed() {
     assert!(bench.memory.stored.lock().unwrap().values().all(Vec::is_empty));
 }
 
+fn used(events: &[Event]) -> Vec<Usage> {
+    events
+        .iter()
+        .filter_map(|event| if let Event::Used(usage) = event { Some(*usage) } else { None })
+        .collect()
+}
+
+#[tokio::test]
+async fn what_a_solver_uses_is_measured() {
+    let bench = Bench::new();
+    let (outcome, events) = bench.run_script("timeout 3 sh -c 'while :; do :; done'; true").await;
+    assert_eq!(outcome, Outcome::Succeeded(BTreeMap::new()));
+    let [usage] = used(&events)[..] else { panic!("{events:#?}") };
+    assert!(usage.measured && usage.wall > Duration::from_secs(2), "{usage:?}");
+    // The tests beside it take their share of the machine.
+    assert!(usage.cpu > usage.wall / 10 && usage.cpu < usage.wall * 3 / 2, "{usage:?}");
+    assert!(usage.peak_memory_bytes.is_some_and(|bytes| bytes > 1 << 16), "{usage:?}");
+
+    let (_, events) = bench.run_script("sleep 3").await;
+    let [usage] = used(&events)[..] else { panic!("{events:#?}") };
+    assert!(usage.measured && usage.cpu < usage.wall / 4, "sleeping takes no CPU: {usage:?}");
+}
+
 #[tokio::test]
 async fn a_running_solver_is_stopped() {
     let bench = Bench::new();
@@ -435,6 +458,7 @@ async fn a_running_solver_is_stopped() {
         .await;
     assert_eq!(outcome, Outcome::Stopped);
     assert_eq!(printed(&events), ["ready", "bye"]);
+    assert_eq!(used(&events).len(), 1, "{events:#?}");
     assert_eq!(texts(&events).last().unwrap(), "[solverd] stopped");
 }
 

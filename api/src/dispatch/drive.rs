@@ -126,6 +126,7 @@ impl Dispatcher {
                         }
                     }
                     Event::Progress(percent) => (progress, raised) = (i32::from(percent), true),
+                    Event::Used(usage) => claimed.usage = Some(task::usage(usage)),
                     Event::Started { container } => {
                         let at = now();
                         match self.persist(|| self.0.db.job_start(claimed, &container, at)).await {

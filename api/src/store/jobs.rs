@@ -9,6 +9,7 @@ use crate::domain::{
     id::{FileId, JobId, UserId},
     job::{IllegalTransition, Job, JobState, Lease, Transition},
     time::Timestamp,
+    usage::Usage,
     value::Values,
 };
 
@@ -17,7 +18,15 @@ use crate::domain::{
 pub struct Claimed {
     /// The job as it was last seen.
     pub job: Job,
+    /// What its container has used, once it has ended: goes into the books with the job's end.
+    pub usage: Option<Usage>,
     instance: String,
+}
+
+impl Claimed {
+    fn new(job: Job, lease: &Lease) -> Self {
+        Self { job, usage: None, instance: lease.instance.clone() }
+    }
 }
 
 /// Some whole lines of a job's log.
@@ -243,7 +252,7 @@ impl Db {
         let jobs: Vec<Job> =
             on!(self, |pool| sqlx::query_as(SQL).bind(&lease.instance).fetch_all(pool).await)
                 .doing("reading the running jobs")?;
-        Ok(jobs.into_iter().map(|job| Claimed { job, instance: lease.instance.clone() }).collect())
+        Ok(jobs.into_iter().map(|job| Claimed::new(job, lease)).collect())
     }
 
     /// Those of the jobs this instance runs that are to be stopped.
@@ -261,7 +270,7 @@ impl Db {
         now: Timestamp,
     ) -> Result<Option<Claimed>> {
         match self.step(id, None, Transition::Claim(lease.clone()), now).await {
-            Ok(job) => Ok(Some(Claimed { job, instance: lease.instance.clone() })),
+            Ok(job) => Ok(Some(Claimed::new(job, lease))),
             Err(Error::Illegal(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -275,7 +284,7 @@ impl Db {
         now: Timestamp,
     ) -> Result<Job> {
         let start = Transition::Start { container: container.to_owned() };
-        self.step(claimed.job.id, Some(&claimed.instance), start, now).await
+        self.step(claimed.job.id, Some(claimed), start, now).await
     }
 
     /// Raises a running job's progress, in percent. It never falls.
@@ -314,14 +323,14 @@ impl Db {
         Ok(())
     }
 
-    /// Ends a claimed job, or gives it back to the queue; output files appear with the end, or not at all.
+    /// Ends a claimed job, or gives it back to the queue; output files and what was used appear with the end, or not at all.
     pub async fn job_finish(
         &self,
         claimed: &Claimed,
         ending: Transition,
         now: Timestamp,
     ) -> Result<Job> {
-        self.step(claimed.job.id, Some(&claimed.instance), ending, now).await
+        self.step(claimed.job.id, Some(claimed), ending, now).await
     }
 
     /// Deleted jobs that do not run any more.
@@ -353,14 +362,14 @@ impl Db {
     async fn step(
         &self,
         id: JobId,
-        holder: Option<&str>,
+        holder: Option<&Claimed>,
         transition: Transition,
         now: Timestamp,
     ) -> Result<Job> {
         let mut tx = self.begin().await?;
         let mut job = tx.job_locked(id).await?;
         let name = transition.name();
-        if holder.is_some() && job.lease.as_deref() != holder {
+        if holder.is_some_and(|claimed| job.lease.as_ref() != Some(&claimed.instance)) {
             return Err(Error::Illegal(IllegalTransition { from: job.state, step: name }));
         }
         let results = if let Transition::Succeed { outputs, files, .. } = &transition {
@@ -372,6 +381,11 @@ impl Db {
         tx.job_update(&job).await?;
         if let Some((outputs, files)) = results {
             tx.results_add(&job, &outputs, &files).await?;
+        }
+        if let Some(usage) =
+            holder.and_then(|claimed| claimed.usage).filter(|_| job.state.is_final())
+        {
+            tx.usage_add(&job, usage, now).await?;
         }
         tx.event_add(&job, name, now).await?;
         tx.commit().await?;

@@ -5,9 +5,10 @@
 use crate::openapi::operations;
 
 /// Method, path, statuses of success and redirection.
-const SHARED: [(&str, &str, &[&str]); 29] = [
+const SHARED: [(&str, &str, &[&str]); 38] = [
     ("GET", "/v0/meta", &["200"]),
     ("GET", "/v0/me", &["200"]),
+    ("PUT", "/v0/me", &["200"]),
     ("GET", "/v0/files", &["200"]),
     ("GET", "/v0/files:search", &["200"]),
     ("POST", "/v0/files/content", &["200"]),
@@ -39,6 +40,14 @@ const SHARED: [(&str, &str, &[&str]); 29] = [
     ("GET", "/v0/solvers/{solver_key}/releases/{version}/jobs/{job_id}/logstream", &["200"]),
     ("GET", "/v0/solvers/{solver_key}/releases/{version}/jobs/{job_id}/metadata", &["200"]),
     ("PATCH", "/v0/solvers/{solver_key}/releases/{version}/jobs/{job_id}/metadata", &["200"]),
+    ("GET", "/v0/solvers/{solver_key}/releases/{version}/pricing_plan", &["200"]),
+    ("GET", "/v0/solvers/{solver_key}/releases/{version}/jobs/{job_id}/wallet", &["200"]),
+    ("GET", "/v0/solvers/{solver_key}/releases/{version}/jobs/{job_id}/pricing_unit", &["200"]),
+    ("GET", "/v0/wallets/default", &["200"]),
+    ("GET", "/v0/wallets/{wallet_id}", &["200"]),
+    ("GET", "/v0/wallets/{wallet_id}/licensed-items", &["200"]),
+    ("POST", "/v0/wallets/{wallet_id}/licensed-items/{licensed_item_id}/checkout", &["200"]),
+    ("GET", "/v0/credits/price", &["200"]),
 ];
 
 #[test]

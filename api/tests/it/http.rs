@@ -13,6 +13,7 @@ use reqwest::{
 use serde_json::{Value as Json, json};
 use solverd::domain::{
     id::{FileId, JobId},
+    usage::seconds,
     user::Credentials,
 };
 use sqlx::{Connection, Executor, SqliteConnection};
@@ -212,7 +213,7 @@ async fn every_error_has_one_shape() {
     ] {
         transcript.add(&format!("GET {path}"), &app.get(path).await);
     }
-    for (method, path) in [(Method::PUT, "/v0/me"), (Method::POST, "/v0/files/content/")] {
+    for (method, path) in [(Method::PATCH, "/v0/me"), (Method::POST, "/v0/files/content/")] {
         let answer = answer(app.request(method.clone(), path)).await;
         transcript.add(&format!("{method} {path}"), &answer);
     }
@@ -242,6 +243,19 @@ async fn every_error_has_one_shape() {
     let notes = app.request(Method::PATCH, &format!("{job}/metadata"));
     let notes = notes.json(&json!({"metadata": {"good": 1, "list": [], "none": null}}));
     transcript.add("PATCH …/metadata", &answer(notes).await);
+    for body in [json!({"language": "fr"}), json!({"first_name": "\0", "last_name": null})] {
+        let profile = app.request(Method::PUT, "/v0/me").json(&body);
+        transcript.add(&format!("PUT /v0/me\n{body}"), &answer(profile).await);
+    }
+    let checkout = format!("/v0/wallets/1/licensed-items/{nowhere}/checkout");
+    for seats in [0, 1] {
+        let body = json!({"number_of_seats": seats, "service_run_id": "run"});
+        let seats = app.post_json(&checkout, &body).await;
+        transcript.add(&format!("POST {checkout}\n{body}"), &seats);
+    }
+    for path in ["/v0/wallets/77", "/v0/wallets/0", "/v0/wallets/1/licensed-items?limit=0"] {
+        transcript.add(&format!("GET {path}"), &app.get(path).await);
+    }
     for (what, body) in too_large() {
         let request = app.request(Method::POST, &jobs).body(body);
         transcript.add(&format!("a body of 8 MiB and a byte, {what}"), &answer(request).await);
@@ -321,6 +335,10 @@ fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::Request
             }
             "abort_multipart_upload" => request.json(&json!({"client_file": file})),
             "create_solver_job" => request.json(&json!({"values": {}})),
+            "update_my_profile" => request.json(&json!({})),
+            "checkout_licensed_item" => {
+                request.json(&json!({"number_of_seats": 1, "service_run_id": "run"}))
+            }
             "replace_job_custom_metadata" => request.json(&json!({"metadata": {}})),
             id => {
                 assert!(operation.definition.get("requestBody").is_none(), "{id} takes a body");
@@ -336,14 +354,15 @@ fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::Request
 async fn nothing_is_open_to_strangers() {
     let app = TestApp::start().await;
     let id = JobId::new().to_string();
-    let good = [("solver_key", SLEEPER), ("version", "2.1.6"), ("job_id", &id), ("file_id", &id)];
-    let bad = good.map(|(name, _)| (name, "nonsense"));
+    let names = ["job_id", "file_id", "wallet_id", "licensed_item_id"].map(|name| (name, &*id));
+    let good = [&[("solver_key", SLEEPER), ("version", "2.1.6")], &names[..]].concat();
+    let bad: Vec<_> = good.iter().map(|(name, _)| (*name, "nonsense")).collect();
     let wrong = Credentials { key: "ada-key".to_owned(), secret: "guessed".to_owned() };
     let guessing = app.seen_by(wrong);
     let mut requests_of_strangers = Vec::new();
     // Nor are they told what is wrong with their parameters or their body.
-    for values in [good, bad] {
-        for (operation, request) in requests(&guessing, &values) {
+    for values in [&good, &bad] {
+        for (operation, request) in requests(&guessing, values) {
             let request = request.build().unwrap();
             let mut anonymous = request.try_clone().unwrap();
             anonymous.headers_mut().remove(AUTHORIZATION);
@@ -386,14 +405,21 @@ async fn what_belongs_to_others_is_not_there() {
     let file = app.upload("a.txt", b"1").await.json();
     let file_id = text(&file, "/id");
     let bob = app.add_user("bob@example.org").await;
-    let values =
-        [("solver_key", SLEEPER), ("version", "2.1.6"), ("job_id", job_id), ("file_id", file_id)];
+    let wallet_id = app.get("/v0/wallets/default").await.json()["walletId"].to_string();
+    let values = [
+        ("solver_key", SLEEPER),
+        ("version", "2.1.6"),
+        ("job_id", job_id),
+        ("file_id", file_id),
+        ("wallet_id", &wallet_id),
+        ("licensed_item_id", job_id),
+    ];
     let mut refused = 0;
     for (operation, request) in requests(&bob, &values) {
         let answer = answer(request).await;
         let owned = operations().iter().any(|known| {
             known.id() == operation
-                && (known.path.contains("{job_id}") || known.path.contains("{file_id}"))
+                && ["{job_id}", "{file_id}", "{wallet_id}"].iter().any(|id| known.path.contains(id))
         });
         if owned {
             assert_eq!(answer.status, 404, "{operation}: {answer}");
@@ -402,13 +428,86 @@ async fn what_belongs_to_others_is_not_there() {
             assert!(answer.status.is_success(), "{operation}: {answer}");
         }
     }
-    assert_eq!(refused, 15, "operations on what is owned");
+    assert_eq!(refused, 20, "operations on what is owned");
     let stolen = json!({"values": {"input_1": file}});
     assert_eq!(bob.post_json(&format!("{RELEASE}/jobs"), &stolen).await.status, 422);
     let found = bob.get(&format!("/v0/files:search?file_id={file_id}")).await.json();
     assert_eq!(found["total"], 0);
     assert_eq!(app.get(&job).await.status, 200, "it is still there");
     assert_eq!(app.get(&format!("/v0/files/{file_id}")).await.json(), file);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_profile_changes_where_it_is_told_to() {
+    let app = TestApp::start().await;
+    let before = app.get("/v0/me").await.json();
+    let put = async |body: Json| answer(app.request(Method::PUT, "/v0/me").json(&body)).await;
+    let longest = "ü".repeat(255);
+    let changed =
+        put(json!({"first_name": "Ada", "last_name": longest, "language": "zh_CN"})).await;
+    assert_eq!(changed.status, 200, "{changed}");
+    let mut expected = before.clone();
+    expected["first_name"] = json!("Ada");
+    expected["last_name"] = json!(longest);
+    expected["language"] = json!("zh_CN");
+    assert_eq!(changed.json(), expected);
+    assert_eq!(put(json!({"first_name": null})).await.json()["last_name"], longest);
+    assert_eq!(put(json!({"last_name": "ü".repeat(256)})).await.status, 422);
+    assert_eq!(put(json!({"language": null, "last_name": null})).await.status, 200);
+    assert_eq!(app.get("/v0/me").await.json(), before);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_has_a_price() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let mut transcript = Transcript::default();
+    let wallet = app.get("/v0/wallets/default").await;
+    transcript.add("GET /v0/wallets/default", &wallet);
+    let path = format!("/v0/wallets/{}", wallet.json()["walletId"]);
+    assert_eq!(app.get(&path).await.json(), wallet.json());
+    let gid = text(&app.get("/v0/me").await.json(), "/groups/me/gid").to_owned();
+    assert_eq!(wallet.json()["owner"].to_string(), gid);
+    let items = format!("{path}/licensed-items");
+    transcript.add("GET …/licensed-items", &app.get(&items).await);
+    for path in ["/v0/credits/price", &format!("{RELEASE}/pricing_plan")] {
+        transcript.add(&format!("GET {path}"), &app.get(path).await);
+    }
+    let job = app.create(&release, json!({"input_2": 0})).await;
+    assert_eq!(app.get(&format!("{job}/wallet")).await.json(), wallet.json());
+    transcript.add("GET …/pricing_unit", &app.get(&format!("{job}/pricing_unit")).await);
+    with_settings!({ filters => FILTERS }, { assert_snapshot!(transcript.0) });
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_job_used_stays_in_the_books() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let job = app.start_job(&release, json!({"input_2": 0})).await;
+    assert_eq!(app.wait_for_end(&job).await["state"], "SUCCESS");
+    let used = app.get(&format!("{job}/pricing_unit")).await.json()["usage"].clone();
+    let (cpu, wall) = (&used["cpuSeconds"], &used["wallSeconds"]);
+    let between = |value: &Json, from: f64, to: f64| {
+        value.as_f64().is_some_and(|seconds| from <= seconds && seconds <= to)
+    };
+    assert!(between(cpu, 0.0, 60.0) && between(wall, 0.001, 60.0), "{used}");
+    assert!(matches!(text(&used, "/cpuSource"), "MEASURED" | "RESERVED"), "{used}");
+    let idle = app.create(&release, json!({})).await;
+    app.post(&format!("{idle}:stop")).await;
+    assert_eq!(app.delete(&job).await.status, 204);
+    let gone = async || app.get(&job).await.status;
+    wait_until("the job to go", gone, |status| *status == 404).await;
+
+    let db = app.db().await;
+    let ada = db.user_by_email("ada@example.org").await.unwrap();
+    let total = db.user_usage(ada.id).await.unwrap();
+    db.close().await;
+    assert_eq!(total.jobs, 1);
+    assert_eq!(Json::from(seconds(total.cpu_micros)), *cpu);
+    assert_eq!(Json::from(seconds(total.wall_micros)), *wall);
     app.stop().await;
 }
 
@@ -516,7 +615,7 @@ async fn a_wrong_method_is_told_the_right_ones() {
     let app = TestApp::start().await;
     let id = JobId::new();
     for (method, path, allow) in [
-        (Method::POST, "/v0/me".to_owned(), "GET"),
+        (Method::POST, "/v0/me".to_owned(), "GET, PUT"),
         (Method::PATCH, format!("/v0/files/{id}"), "DELETE, GET"),
         (Method::GET, format!("{RELEASE}/jobs/{id}:start"), "POST"),
         (Method::DELETE, format!("/v0/files/{id}:abort"), "POST"),

@@ -13,7 +13,8 @@ use solverd::{
         job::{Job, JobError, JobState, Lease, Transition},
         solver::{Body, Container, Port, PortType, Release, Resources, SolverKey, Version},
         time::{Timestamp, now},
-        user::{Credentials, User, secret_hash},
+        usage::{CpuSource, TotalUsage, Usage},
+        user::{Change, Credentials, Language, Name, ProfileUpdate, User, secret_hash},
         value::Values,
     },
     store::{Claimed, Db, Error, LogChunk},
@@ -117,6 +118,7 @@ macro_rules! on_both {
 
 on_both! {
     a_user_is_added_once,
+    a_user_changes_what_is_given,
     a_key_speaks_for_its_user_until_it_is_revoked,
     a_release_is_published_once,
     racing_publications_of_a_release_are_one,
@@ -137,6 +139,7 @@ on_both! {
     only_the_holder_of_the_lease_ends_a_job,
     a_requeued_job_runs_elsewhere,
     a_deleted_job_is_hidden_and_then_removed,
+    what_jobs_used_is_summed_per_user_and_kept,
     pages_have_a_stable_order_and_a_total,
     moments_sort_by_time_not_by_text,
     the_log_comes_in_order,
@@ -309,6 +312,30 @@ async fn a_user_is_added_once(db: Db) {
     assert_conflict(db.user_add("ada@example.org", now()).await);
     assert_not_found(db.user_by_email("bob@example.org").await);
     assert_ne!(user(&db, "bob@example.org").await.id, ada.id);
+}
+
+async fn a_user_changes_what_is_given(db: Db) {
+    let (ada, bob) = (user(&db, "ada@example.org").await, user(&db, "bob@example.org").await);
+    let name = |text: &str| Name::try_from(text.to_owned()).unwrap();
+    let all = ProfileUpdate {
+        first_name: Change::To(Some(name("Ada"))),
+        last_name: Change::To(Some(name("ü"))),
+        language: Change::To(Some(Language::Spanish)),
+    };
+    let expected = User {
+        first_name: Some(name("Ada")),
+        last_name: Some(name("ü")),
+        language: Some(Language::Spanish),
+        ..ada.clone()
+    };
+    assert_eq!(db.user_change(ada.id, &all).await.unwrap(), expected);
+    assert_eq!(db.user_change(ada.id, &ProfileUpdate::default()).await.unwrap(), expected);
+    let fewer = ProfileUpdate { last_name: Change::To(None), ..ProfileUpdate::default() };
+    db.user_change(ada.id, &fewer).await.unwrap();
+    let expected = User { last_name: None, ..expected };
+    assert_eq!(db.user_by_email("ada@example.org").await.unwrap(), expected);
+    assert_eq!(db.user_by_email("bob@example.org").await.unwrap(), bob);
+    assert_not_found(db.user_change(UserId(0), &all).await);
 }
 
 async fn a_key_speaks_for_its_user_until_it_is_revoked(db: Db) {
@@ -759,6 +786,47 @@ async fn a_deleted_job_is_hidden_and_then_removed(db: Db) {
     db.job_request_delete(waiting, owner, now()).await.unwrap();
     let stop = db.jobs_queued_to_stop(10).await.unwrap();
     assert_eq!(stop.iter().map(|job| job.id).collect::<Vec<_>>(), [waiting]);
+}
+
+async fn what_jobs_used_is_summed_per_user_and_kept(db: Db) {
+    let owner = ready(&db).await;
+    let bob = user(&db, "bob@example.org").await.id;
+    let hour = 3_600_000_000;
+    let measured = Usage {
+        cpu_micros: 1000 * hour,
+        cpu_source: CpuSource::Measured,
+        wall_micros: hour,
+        peak_memory: Some(1 << 40),
+    };
+    let reserved = Usage { cpu_source: CpuSource::Reserved, peak_memory: None, ..measured };
+    let mut ids = Vec::new();
+    for (owner, usage, ending) in [
+        (owner, Some(measured), succeed()),
+        (owner, Some(reserved), Transition::Abort { log: None }),
+        (owner, None, Transition::Abort { log: None }),
+        (bob, Some(measured), succeed()),
+    ] {
+        let mut claimed = started(&db, owner, "a").await;
+        claimed.usage = usage;
+        db.job_finish(&claimed, ending, now()).await.unwrap();
+        assert_eq!(db.job_usage(claimed.job.id).await.unwrap(), usage);
+        ids.push(claimed.job.id);
+    }
+    let mut requeued = claimed(&db, owner, "a").await;
+    requeued.usage = Some(measured);
+    db.job_finish(&requeued, Transition::Requeue, now()).await.unwrap();
+    assert_eq!(db.job_usage(requeued.job.id).await.unwrap(), None);
+
+    db.job_request_delete(ids[0], owner, now()).await.unwrap();
+    db.job_remove(ids[0]).await.unwrap();
+    let total = TotalUsage {
+        jobs: 2,
+        cpu_micros: 2000 * hour,
+        reserved_micros: 1000 * hour,
+        wall_micros: 2 * hour,
+    };
+    assert_eq!(db.user_usage(owner).await.unwrap(), total);
+    assert_eq!(db.user_usage(UserId(0)).await.unwrap(), TotalUsage::default());
 }
 
 async fn pages_have_a_stable_order_and_a_total(db: Db) {
