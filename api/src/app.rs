@@ -124,6 +124,7 @@ impl App {
         let rules = Data::new(Rules::default());
         let logs = dispatcher.logs();
         let pool = db.clone();
+        let closing = Data::new(shutdown.clone());
         let server = HttpServer::new(move || {
             let (app, document) = actix_web::App::new()
                 .into_utoipa_app()
@@ -133,6 +134,7 @@ impl App {
                 .app_data(Data::new(wake.clone()))
                 .app_data(Data::new(logs.clone()))
                 .app_data(rules.clone())
+                .app_data(closing.clone())
                 .app_data(PublicUrl(public_url.clone()))
                 .app_data(PayloadConfig::new(BODY_LIMIT))
                 .configure(routes::routes)

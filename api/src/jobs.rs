@@ -3,7 +3,9 @@
 #![expect(unreachable_pub, reason = "the route macros nest the handlers")]
 
 mod create;
+mod events;
 mod logs;
+mod wait;
 
 use actix_web::{
     HttpRequest, HttpResponse, delete, get,
@@ -13,6 +15,7 @@ use actix_web::{
 };
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 use utoipa::{
     IntoParams, PartialSchema, ToSchema,
     openapi::{
@@ -22,6 +25,7 @@ use utoipa::{
 };
 
 pub use create::Rules;
+pub use wait::Prefer;
 
 use crate::{
     auth::Caller,
@@ -377,10 +381,23 @@ pub async fn start_job(
 }
 
 /// Inspect a job.
-#[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "How it is getting on.", body = JobStatus), Errors))]
+///
+/// At once, or, with `Prefer: wait=N`, when there is news.
+#[utoipa::path(tag = "jobs", params(JobPath, Prefer), responses(
+    (status = 200, description = "How it is getting on.", body = JobStatus, headers(("preference-applied" = Option<String>, description = "The wait that was granted."))),
+    Errors
+))]
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}:inspect")]
-pub async fn inspect_job(path: JobPath, caller: Caller, db: Data<Db>) -> Result<Json<JobStatus>> {
-    Ok(Json(path.load(&caller, &db).await?.into()))
+pub async fn inspect_job(
+    path: JobPath,
+    prefer: Prefer,
+    caller: Caller,
+    db: Data<Db>,
+    closing: Data<CancellationToken>,
+) -> Result<HttpResponse> {
+    let job =
+        prefer.look(&db, path.job_id, &closing, async || path.load(&caller, &db).await).await?;
+    Ok(prefer.applied(HttpResponse::Ok().json(JobStatus::from(job))))
 }
 
 /// Stop a job.
@@ -471,6 +488,37 @@ pub async fn get_log_stream(path: JobPath, caller: Caller, db: Data<Db>) -> Resu
     Ok(HttpResponse::Ok().content_type("application/x-ndjson").streaming(lines))
 }
 
+/// Follow a job.
+///
+/// Server-sent events, from the job's creation to its end: `state` (`{"job_id", "state", "at", "errors"}`), `progress` (`{"job_id",
+/// "progress"}`) and `log` (a line, as in the log stream). The last one is the `state` in which the job has ended. Each event has an
+/// id: with it in `Last-Event-ID` the stream goes on right behind that event, also after the service was restarted. Comments keep the
+/// connection alive.
+#[utoipa::path(tag = "jobs", params(events::EventsPath, events::Resume), responses(
+    (status = 200, description = "Events as they come.", body = String, content_type = "text/event-stream"),
+    (status = 204, description = "The job has ended, and you have seen its last event."),
+    Errors
+))]
+#[get("/v0/jobs/{job_id:[^/:]+}/events")]
+pub async fn get_job_events(
+    path: events::EventsPath,
+    resume: events::Resume,
+    caller: Caller,
+    db: Data<Db>,
+    closing: Data<CancellationToken>,
+) -> Result<HttpResponse> {
+    let (db, closing) = (db.as_ref().clone(), closing.as_ref().clone());
+    let Some(events) = events::follow(&path, &resume, &caller, db, closing).await? else {
+        return Ok(HttpResponse::NoContent().finish());
+    };
+    Ok(HttpResponse::Ok()
+        .content_type("text/event-stream")
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        // Proxies like nginx would collect the events before they pass them on.
+        .insert_header(("X-Accel-Buffering", "no"))
+        .streaming(events))
+}
+
 /// Get your notes on a job.
 #[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "Your notes.", body = JobMetadata), Errors))]
 #[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/metadata")]
@@ -516,15 +564,24 @@ pub async fn replace_job_custom_metadata(
 }
 
 /// Get a job.
-#[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "The job.", body = Job), Errors))]
+///
+/// At once, or, with `Prefer: wait=N`, when its state or progress has changed; inspecting it tells which they are.
+#[utoipa::path(tag = "jobs", params(JobPath, Prefer), responses(
+    (status = 200, description = "The job.", body = Job, headers(("preference-applied" = Option<String>, description = "The wait that was granted."))),
+    Errors
+))]
 #[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}")]
 pub async fn get_job(
     path: JobPath,
+    prefer: Prefer,
     caller: Caller,
     base: BaseUrl,
     db: Data<Db>,
-) -> Result<Json<Job>> {
-    Ok(Json(Job::new(&path.load(&caller, &db).await?, &base)))
+    closing: Data<CancellationToken>,
+) -> Result<HttpResponse> {
+    let job =
+        prefer.look(&db, path.job_id, &closing, async || path.load(&caller, &db).await).await?;
+    Ok(prefer.applied(HttpResponse::Ok().json(Job::new(&job, &base))))
 }
 
 /// Delete a job.

@@ -19,7 +19,7 @@ use sqlx::{
 };
 
 pub use changes::Changed;
-pub use jobs::{Claimed, LogChunk};
+pub use jobs::{Claimed, JobStep, LogChunk};
 
 use crate::domain::job::IllegalTransition;
 
