@@ -5,6 +5,7 @@
 mod create;
 mod events;
 mod logs;
+mod once;
 mod wait;
 
 use actix_web::{
@@ -50,6 +51,9 @@ from_request!(JobPath, CreateQuery);
 
 /// A page of jobs. An alias, because utoipa would look for a derive on `Page<Job>`.
 type JobPage = Page<Job>;
+
+/// The largest notes on a job, in bytes of JSON.
+const METADATA_LIMIT: usize = 64 << 10;
 
 /// Names a job in a path.
 #[derive(IntoParams)]
@@ -300,19 +304,26 @@ impl PartialSchema for MetaValueType {
 /// Create a job.
 ///
 /// Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is
-/// accepted and delivered as it is. Values for unknown ports are noted in the job's log.
-#[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery), request_body = JobInputs, responses((status = 201, description = "The job, not started.", body = Job), Errors))]
+/// accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be
+/// repeated: there is one job, and every answer is the same.
+#[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery, once::IdempotencyKey), request_body = JobInputs, responses(
+    (status = 201, description = "The job, not started.", body = Job),
+    (status = 409, description = "The job that this key made was deleted.", body = crate::error::ErrorBody),
+    Errors
+))]
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs")]
+#[expect(clippy::too_many_arguments, reason = "each is one thing that the handler touches")]
 pub async fn create_solver_job(
     path: ReleasePath,
     _query: CreateQuery,
+    key: once::IdempotencyKey,
     body: Body<JobInputs>,
     caller: Caller,
     base: BaseUrl,
     db: Data<Db>,
     rules: Data<Rules>,
 ) -> Result<HttpResponse> {
-    let job = create::create(&path, body.0.values, &caller, &db, &rules).await?;
+    let job = create::create(&path, body.0.values, key, &caller, &db, &rules).await?;
     Ok(HttpResponse::Created().json(Job::new(&job, &base)))
 }
 
@@ -557,6 +568,12 @@ pub async fn replace_job_custom_metadata(
         .collect();
     if !wrong.is_empty() {
         return Err(wrong.into());
+    }
+    let size = serde_json::to_vec(&metadata).map_or(usize::MAX, |text| text.len());
+    if size > METADATA_LIMIT {
+        let rule = format!("must not be larger than {METADATA_LIMIT} bytes of JSON");
+        let size = format!("{size} bytes");
+        return Err(FieldError::new("too_long", &["body", "metadata"], size, &rule).into());
     }
     let job = path.load(&caller, &db).await?;
     db.job_set_metadata(job.id, caller.id(), &metadata).await?;

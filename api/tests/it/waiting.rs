@@ -193,3 +193,44 @@ async fn readers_that_do_not_read_delay_nobody() {
     drop(idle);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_repeated_creation_makes_one_job() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let path = format!("/v0/solvers/{}/releases/{}/jobs", release.key, release.version);
+    let create = async |api: &Api, key: &str, values: Json| {
+        let request = api.request(Method::POST, &path).header("Idempotency-Key", key);
+        answer(request.json(&json!({"values": values}))).await
+    };
+    let values = json!({"input_2": 3, "input_3": false});
+    let racing = (0..20).map(|_| create(&app, "k-1", values.clone()));
+    let answers = futures_util::future::join_all(racing).await;
+    for answer in &answers {
+        assert_eq!(answer.status, 201, "{answer}");
+        assert_eq!(answer.json(), answers[0].json());
+    }
+    assert_eq!(app.get(&format!("{path}/page")).await.json()["total"], 1);
+    let shuffled = create(&app, "k-1", json!({"input_3": false, "input_2": 3})).await;
+    assert_eq!(shuffled.json(), answers[0].json(), "some languages shuffle the values");
+
+    let job = answers[0].json();
+    let other = create(&app, "k-1", json!({"input_2": 4})).await;
+    assert_eq!(other.status, 422, "{other}");
+    for part in ["Idempotency-Key", "k-1", text(&job, "/id"), "take a new key"] {
+        assert!(other.text().contains(part), "{part} in {other}");
+    }
+    assert_eq!(create(&app, "two words", values.clone()).await.status, 422);
+    assert_eq!(create(&app, &"k".repeat(256), values.clone()).await.status, 422);
+    let bob = app.add_user("bob@example.org").await;
+    let bobs = create(&bob, "k-1", values.clone()).await;
+    assert_eq!(bobs.status, 201, "keys are one's own: {bobs}");
+    assert_ne!(bobs.json()["id"], job["id"]);
+
+    // What was deleted does not come back by itself.
+    assert_eq!(app.delete(&format!("{path}/{}", text(&job, "/id"))).await.status, 204);
+    let gone = create(&app, "k-1", values).await;
+    assert_eq!(gone.status, 409, "{gone}");
+    assert!(gone.text().contains("was deleted"), "{gone}");
+    app.stop().await;
+}
