@@ -4,6 +4,7 @@
 mod contract;
 mod dispatch;
 mod http;
+mod limits;
 mod openapi;
 mod store;
 mod support;
