@@ -164,6 +164,8 @@ impl App {
         .max_connections(CONNECTIONS)
         .client_request_timeout(HEAD_TIMEOUT)
         .keep_alive(KEEP_ALIVE)
+        // Else a client that has gone away would hold its stream until something is to be sent.
+        .h1_allow_half_closed(false)
         .shutdown_timeout(5)
         .listen(listener)?
         .run();

@@ -351,3 +351,22 @@ pub async fn default_route(request: HttpRequest) -> Result<HttpResponse> {
     }
     Err(ApiError::new(ErrorCode::RouteNotFound, "Not Found"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_told_from_what_does_not() {
+        let answer = |source| {
+            let error = store::Error::Database { doing: "reading", source };
+            ApiError::from(error).error_response()
+        };
+        let away = answer(sqlx::Error::PoolTimedOut);
+        assert_eq!(away.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(away.headers().get(header::RETRY_AFTER).unwrap(), "1");
+        let broken = answer(sqlx::Error::RowNotFound);
+        assert_eq!(broken.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(broken.headers().get(header::RETRY_AFTER), None);
+    }
+}

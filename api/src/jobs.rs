@@ -395,7 +395,7 @@ pub async fn start_job(
 ///
 /// At once, or, with `Prefer: wait=N`, when there is news.
 #[utoipa::path(tag = "jobs", params(JobPath, Prefer), responses(
-    (status = 200, description = "How it is getting on.", body = JobStatus, headers(("preference-applied" = Option<String>, description = "The wait that was granted."))),
+    (status = 200, description = "How it is getting on.", body = JobStatus, headers(("preference-applied" = String, description = "The wait that was granted."))),
     Errors
 ))]
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}:inspect")]
@@ -584,7 +584,7 @@ pub async fn replace_job_custom_metadata(
 ///
 /// At once, or, with `Prefer: wait=N`, when its state or progress has changed; inspecting it tells which they are.
 #[utoipa::path(tag = "jobs", params(JobPath, Prefer), responses(
-    (status = 200, description = "The job.", body = Job, headers(("preference-applied" = Option<String>, description = "The wait that was granted."))),
+    (status = 200, description = "The job.", body = Job, headers(("preference-applied" = String, description = "The wait that was granted."))),
     Errors
 ))]
 #[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}")]

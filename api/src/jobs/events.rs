@@ -55,7 +55,7 @@ impl EventsPath {
 #[into_params(parameter_in = Header)]
 pub struct Resume {
     /// The id of the last event you have seen: what follows it is sent. Browsers do this by themselves.
-    #[param(rename = "Last-Event-ID", value_type = Option<String>, example = "e3-p40-l2.17")]
+    #[param(rename = "Last-Event-ID", value_type = String, required = false, pattern = r"^e\d{1,9}-p\d{1,9}-l\d{1,9}\.\d{1,9}$", example = "e3-p40-l2.17")]
     after: Cursor,
 }
 

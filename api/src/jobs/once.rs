@@ -27,7 +27,7 @@ from_request!(IdempotencyKey);
 pub struct IdempotencyKey {
     /// Any text of your choice, at most 255 visible ASCII characters, e.g. a UUID. A repetition with the same key and the same body is
     /// answered with the job that the first one made; with another body it is refused. Keys are remembered for 24 hours.
-    #[param(rename = "Idempotency-Key", value_type = Option<String>, example = "6f0f2a2e-3f6c-4c8b-9d57-1f7a1a1f7f35")]
+    #[param(rename = "Idempotency-Key", value_type = String, required = false, max_length = 255, pattern = "^[!-~]+$", example = "6f0f2a2e-3f6c-4c8b-9d57-1f7a1a1f7f35")]
     key: Option<String>,
 }
 

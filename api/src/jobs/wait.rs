@@ -33,7 +33,7 @@ pub struct Prefer {
     /// `wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing
     /// between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since.
     /// An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.
-    #[param(rename = "Prefer", value_type = Option<String>, example = "wait=30; state=STARTED; progress=40")]
+    #[param(rename = "Prefer", value_type = String, required = false, example = "wait=30; state=STARTED; progress=40")]
     wait: Option<Wait>,
 }
 

@@ -74,3 +74,19 @@ async fn what_is_too_large_or_too_slow_is_told_the_limit() {
     assert!(said.starts_with("HTTP/1.1 408"), "{said}");
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_stream_that_its_reader_has_left_counts_no_more() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let job = app.create(&release, json!({})).await;
+    // Nothing is ever sent here: the service must notice by itself.
+    let silent = format!("{job}/logstream");
+    let open = async || app.request(Method::GET, &silent).send().await.unwrap().status();
+    for _ in 0..1000 {
+        let status = open().await;
+        assert!(status == 200 || status == 429, "{status}");
+    }
+    wait_until("room", open, |status| *status == 200).await;
+    app.stop().await;
+}
