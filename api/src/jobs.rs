@@ -3,7 +3,10 @@
 #![expect(unreachable_pub, reason = "the route macros nest the handlers")]
 
 mod create;
+mod events;
 mod logs;
+mod once;
+mod wait;
 
 use actix_web::{
     HttpRequest, HttpResponse, delete, get,
@@ -13,6 +16,7 @@ use actix_web::{
 };
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 use utoipa::{
     IntoParams, PartialSchema, ToSchema,
     openapi::{
@@ -22,6 +26,7 @@ use utoipa::{
 };
 
 pub use create::Rules;
+pub use wait::Prefer;
 
 use crate::{
     auth::Caller,
@@ -46,6 +51,9 @@ from_request!(JobPath, CreateQuery);
 
 /// A page of jobs. An alias, because utoipa would look for a derive on `Page<Job>`.
 type JobPage = Page<Job>;
+
+/// The largest notes on a job, in bytes of JSON.
+const METADATA_LIMIT: usize = 64 << 10;
 
 /// Names a job in a path.
 #[derive(IntoParams)]
@@ -296,19 +304,26 @@ impl PartialSchema for MetaValueType {
 /// Create a job.
 ///
 /// Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is
-/// accepted and delivered as it is. Values for unknown ports are noted in the job's log.
-#[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery), request_body = JobInputs, responses((status = 201, description = "The job, not started.", body = Job), Errors))]
+/// accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be
+/// repeated: there is one job, and every answer is the same.
+#[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery, once::IdempotencyKey), request_body = JobInputs, responses(
+    (status = 201, description = "The job, not started.", body = Job),
+    (status = 409, description = "The job that this key made was deleted.", body = crate::error::ErrorBody),
+    Errors
+))]
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs")]
+#[expect(clippy::too_many_arguments, reason = "each is one thing that the handler touches")]
 pub async fn create_solver_job(
     path: ReleasePath,
     _query: CreateQuery,
+    key: once::IdempotencyKey,
     body: Body<JobInputs>,
     caller: Caller,
     base: BaseUrl,
     db: Data<Db>,
     rules: Data<Rules>,
 ) -> Result<HttpResponse> {
-    let job = create::create(&path, body.0.values, &caller, &db, &rules).await?;
+    let job = create::create(&path, body.0.values, key, &caller, &db, &rules).await?;
     Ok(HttpResponse::Created().json(Job::new(&job, &base)))
 }
 
@@ -377,10 +392,23 @@ pub async fn start_job(
 }
 
 /// Inspect a job.
-#[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "How it is getting on.", body = JobStatus), Errors))]
+///
+/// At once, or, with `Prefer: wait=N`, when there is news.
+#[utoipa::path(tag = "jobs", params(JobPath, Prefer), responses(
+    (status = 200, description = "How it is getting on.", body = JobStatus, headers(("preference-applied" = String, description = "The wait that was granted."))),
+    Errors
+))]
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}:inspect")]
-pub async fn inspect_job(path: JobPath, caller: Caller, db: Data<Db>) -> Result<Json<JobStatus>> {
-    Ok(Json(path.load(&caller, &db).await?.into()))
+pub async fn inspect_job(
+    path: JobPath,
+    prefer: Prefer,
+    caller: Caller,
+    db: Data<Db>,
+    closing: Data<CancellationToken>,
+) -> Result<HttpResponse> {
+    let job =
+        prefer.look(&db, path.job_id, &closing, async || path.load(&caller, &db).await).await?;
+    Ok(prefer.applied(HttpResponse::Ok().json(JobStatus::from(job))))
 }
 
 /// Stop a job.
@@ -471,6 +499,37 @@ pub async fn get_log_stream(path: JobPath, caller: Caller, db: Data<Db>) -> Resu
     Ok(HttpResponse::Ok().content_type("application/x-ndjson").streaming(lines))
 }
 
+/// Follow a job.
+///
+/// Server-sent events, from the job's creation to its end: `state` (`{"job_id", "state", "at", "errors"}`), `progress` (`{"job_id",
+/// "progress"}`) and `log` (a line, as in the log stream). The last one is the `state` in which the job has ended. Each event has an
+/// id: with it in `Last-Event-ID` the stream goes on right behind that event, also after the service was restarted. Comments keep the
+/// connection alive.
+#[utoipa::path(tag = "jobs", params(events::EventsPath, events::Resume), responses(
+    (status = 200, description = "Events as they come.", body = String, content_type = "text/event-stream"),
+    (status = 204, description = "The job has ended, and you have seen its last event."),
+    Errors
+))]
+#[get("/v0/jobs/{job_id:[^/:]+}/events")]
+pub async fn get_job_events(
+    path: events::EventsPath,
+    resume: events::Resume,
+    caller: Caller,
+    db: Data<Db>,
+    closing: Data<CancellationToken>,
+) -> Result<HttpResponse> {
+    let (db, closing) = (db.as_ref().clone(), closing.as_ref().clone());
+    let Some(events) = events::follow(&path, &resume, &caller, db, closing).await? else {
+        return Ok(HttpResponse::NoContent().finish());
+    };
+    Ok(HttpResponse::Ok()
+        .content_type("text/event-stream")
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        // Proxies like nginx would collect the events before they pass them on.
+        .insert_header(("X-Accel-Buffering", "no"))
+        .streaming(events))
+}
+
 /// Get your notes on a job.
 #[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "Your notes.", body = JobMetadata), Errors))]
 #[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/metadata")]
@@ -510,21 +569,36 @@ pub async fn replace_job_custom_metadata(
     if !wrong.is_empty() {
         return Err(wrong.into());
     }
+    let size = serde_json::to_vec(&metadata).map_or(usize::MAX, |text| text.len());
+    if size > METADATA_LIMIT {
+        let rule = format!("must not be larger than {METADATA_LIMIT} bytes of JSON");
+        let size = format!("{size} bytes");
+        return Err(FieldError::new("too_long", &["body", "metadata"], size, &rule).into());
+    }
     let job = path.load(&caller, &db).await?;
     db.job_set_metadata(job.id, caller.id(), &metadata).await?;
     Ok(Json(JobMetadata::new(&job, metadata, &base)))
 }
 
 /// Get a job.
-#[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "The job.", body = Job), Errors))]
+///
+/// At once, or, with `Prefer: wait=N`, when its state or progress has changed; inspecting it tells which they are.
+#[utoipa::path(tag = "jobs", params(JobPath, Prefer), responses(
+    (status = 200, description = "The job.", body = Job, headers(("preference-applied" = String, description = "The wait that was granted."))),
+    Errors
+))]
 #[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}")]
 pub async fn get_job(
     path: JobPath,
+    prefer: Prefer,
     caller: Caller,
     base: BaseUrl,
     db: Data<Db>,
-) -> Result<Json<Job>> {
-    Ok(Json(Job::new(&path.load(&caller, &db).await?, &base)))
+    closing: Data<CancellationToken>,
+) -> Result<HttpResponse> {
+    let job =
+        prefer.look(&db, path.job_id, &closing, async || path.load(&caller, &db).await).await?;
+    Ok(prefer.applied(HttpResponse::Ok().json(Job::new(&job, &base))))
 }
 
 /// Delete a job.

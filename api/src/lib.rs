@@ -2,7 +2,8 @@
 //!
 //! In the order of a request: [`app`] puts everything together, [`routes`] shows every route, the handlers ([`meta`], [`users`],
 //! [`files`], [`solvers`], [`jobs`], [`wallets`]) read it with [`auth`], [`request`] and [`paging`] and answer with types of their own or with
-//! [`error`]. They ask the [`store`] (SQL) and [`objects`] (S3) for [`domain`] things. [`dispatch`] runs jobs beside them.
+//! [`error`]; [`limits`] bounds what one caller may ask at once. They ask the [`store`] (SQL) and [`objects`] (S3) for [`domain`] things.
+//! [`dispatch`] runs jobs beside them.
 
 pub mod app;
 pub mod auth;
@@ -11,6 +12,7 @@ pub mod domain;
 pub mod error;
 pub mod files;
 pub mod jobs;
+pub mod limits;
 pub mod meta;
 pub mod objects;
 pub mod openapi;

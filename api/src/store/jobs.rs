@@ -38,6 +38,17 @@ pub struct LogChunk {
     pub text: String,
 }
 
+/// A step of a job's life as its history keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct JobStep {
+    /// Position in the history, from 1.
+    pub seq: i32,
+    /// The state it led to.
+    pub state: JobState,
+    /// When.
+    pub at: Timestamp,
+}
+
 /// `SELECT` of jobs without what may be large.
 macro_rules! select {
     ($rest:literal) => {
@@ -53,24 +64,8 @@ macro_rules! select {
 impl Db {
     /// Stores a new job with its inputs, and the first row of its history.
     pub async fn job_add(&self, job: &Job, inputs: &Values) -> Result<()> {
-        const SQL: &str = "INSERT INTO jobs (id, owner, solver_key, solver_version, inputs, inputs_checksum, metadata, state, progress, created_at) \
-                           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
         let mut tx = self.begin().await?;
-        within!(tx, |connection| {
-            let query = sqlx::query(SQL)
-                .bind(job.id)
-                .bind(job.owner)
-                .bind(&job.solver_key)
-                .bind(&job.solver_version);
-            let query = query
-                .bind(inputs)
-                .bind(&job.inputs_checksum)
-                .bind(Values::default())
-                .bind(job.state);
-            query.bind(job.progress).bind(job.created_at).execute(connection).await.map(drop)
-        })
-        .doing("adding a job")?;
-        tx.event_add(job, "create", job.created_at).await?;
+        tx.job_add(job, inputs).await?;
         tx.commit().await
     }
 
@@ -216,6 +211,14 @@ impl Db {
             "SELECT seq, text FROM job_logs WHERE job_id = $1 AND seq > $2 ORDER BY seq LIMIT $3";
         on!(self, |pool| sqlx::query_as(SQL).bind(id).bind(after).bind(limit).fetch_all(pool).await)
             .doing("reading a job's log")
+    }
+
+    /// The steps of a job's life after a position. They are few.
+    pub async fn job_steps(&self, id: JobId, after: i32) -> Result<Vec<JobStep>> {
+        const SQL: &str =
+            "SELECT seq, state, at FROM job_events WHERE job_id = $1 AND seq > $2 ORDER BY seq";
+        on!(self, |pool| sqlx::query_as(SQL).bind(id).bind(after).fetch_all(pool).await)
+            .doing("reading a job's history")
     }
 
     /// The names of a job's steps so far, with the state each led to.
@@ -395,6 +398,26 @@ impl Db {
 }
 
 impl Tx {
+    pub(super) async fn job_add(&mut self, job: &Job, inputs: &Values) -> Result<()> {
+        const SQL: &str = "INSERT INTO jobs (id, owner, solver_key, solver_version, inputs, inputs_checksum, metadata, state, progress, created_at) \
+                           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+        within!(*self, |connection| {
+            let query = sqlx::query(SQL)
+                .bind(job.id)
+                .bind(job.owner)
+                .bind(&job.solver_key)
+                .bind(&job.solver_version);
+            let query = query
+                .bind(inputs)
+                .bind(&job.inputs_checksum)
+                .bind(Values::default())
+                .bind(job.state);
+            query.bind(job.progress).bind(job.created_at).execute(connection).await.map(drop)
+        })
+        .doing("adding a job")?;
+        self.event_add(job, "create", job.created_at).await
+    }
+
     async fn job_locked(&mut self, id: JobId) -> Result<Job> {
         // SQLite holds the lock of the whole database already.
         let job = match self {

@@ -428,7 +428,7 @@ async fn what_belongs_to_others_is_not_there() {
             assert!(answer.status.is_success(), "{operation}: {answer}");
         }
     }
-    assert_eq!(refused, 20, "operations on what is owned");
+    assert_eq!(refused, 21, "operations on what is owned");
     let stolen = json!({"values": {"input_1": file}});
     assert_eq!(bob.post_json(&format!("{RELEASE}/jobs"), &stolen).await.status, 422);
     let found = bob.get(&format!("/v0/files:search?file_id={file_id}")).await.json();

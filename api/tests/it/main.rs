@@ -4,6 +4,8 @@
 mod contract;
 mod dispatch;
 mod http;
+mod limits;
 mod openapi;
 mod store;
 mod support;
+mod waiting;

@@ -17,7 +17,7 @@ use solverd::{
         user::{Change, Credentials, Language, Name, ProfileUpdate, User, secret_hash},
         value::Values,
     },
-    store::{Claimed, Db, Error, LogChunk},
+    store::{Claimed, Db, Error, LogChunk, Once},
 };
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, SqliteConnection,
@@ -146,6 +146,8 @@ on_both! {
     progress_never_falls,
     a_change_wakes_who_waits_for_that_job,
     metadata_are_replaced,
+    a_key_makes_one_job_however_many_race,
+    a_key_is_forgotten_after_a_day,
 }
 
 const KEY: &str = "simcore/services/comp/test/solver";
@@ -1049,4 +1051,53 @@ async fn both_schemas_are_the_same() {
     pg.close().await.unwrap();
     sqlite.remove().await;
     postgres.remove().await;
+}
+
+fn once(key: &str) -> Once {
+    Once { key: key.to_owned(), fingerprint: vec![0, 255, 7] }
+}
+
+async fn a_key_makes_one_job_however_many_race(db: Db) {
+    let owner = ready(&db).await;
+    let mut racing = JoinSet::new();
+    for _ in 0..16 {
+        let (db, job) = (db.clone(), new_job(owner, now()));
+        racing.spawn(async move {
+            let added = db.job_add_once(&job, &Values::default(), &once("key")).await.unwrap();
+            added.then_some(job.id)
+        });
+    }
+    let winners: Vec<_> = racing.join_all().await.into_iter().flatten().collect();
+    assert_eq!(winners.len(), 1);
+    let made = db.job_made(owner, "key", now()).await.unwrap();
+    assert_eq!(made, Some((winners[0], once("key").fingerprint)));
+    assert_eq!(db.jobs_page(owner, KEY, "1.0.0", 50, 0).await.unwrap().1, 1);
+
+    // Keys of different owners have nothing to do with each other.
+    let bob = user(&db, "bob@example.org").await.id;
+    assert_eq!(db.job_made(bob, "key", now()).await.unwrap(), None);
+    assert!(db.job_add_once(&new_job(bob, now()), &Values::default(), &once("key")).await.unwrap());
+    // A job that is not stored leaves no key behind.
+    let nobody = new_job(UserId(1 << 40), now());
+    assert!(db.job_add_once(&nobody, &Values::default(), &once("new")).await.is_err());
+    assert_eq!(db.job_made(UserId(1 << 40), "new", now()).await.unwrap(), None);
+}
+
+async fn a_key_is_forgotten_after_a_day(db: Db) {
+    let (owner, begin) = (ready(&db).await, now());
+    let add = async |key, hours| {
+        let job = new_job(owner, begin + TimeDelta::hours(hours));
+        db.job_add_once(&job, &Values::default(), &once(key)).await.unwrap().then_some(job.id)
+    };
+    let made = async |key, hours| {
+        let at = begin + TimeDelta::hours(hours);
+        db.job_made(owner, key, at).await.unwrap().map(|(id, _)| id)
+    };
+    let (first, other) = (add("key", 0).await, add("other", 0).await);
+    assert!(first.is_some() && other.is_some());
+    assert_eq!(add("key", 23).await, None);
+    assert_eq!((made("key", 23).await, made("key", 25).await), (first, None));
+    let second = add("key", 25).await;
+    assert!(second.is_some() && second != first);
+    assert_eq!((made("key", 25).await, made("other", 1).await), (second, None), "cleared away");
 }
