@@ -6,6 +6,7 @@ mod changes;
 mod files;
 mod jobs;
 mod json;
+mod lists;
 mod solvers;
 mod users;
 
@@ -20,6 +21,7 @@ use sqlx::{
 
 pub use changes::Changed;
 pub use jobs::{Claimed, LogChunk};
+pub use lists::Window;
 
 use crate::domain::job::IllegalTransition;
 
