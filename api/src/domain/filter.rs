@@ -16,13 +16,13 @@ impl Glob {
     pub const RULE: &str = "must be a pattern of at most 512 characters, in which `*` is any text and `?` any character";
 
     /// Checks the length.
-    pub fn parse(text: &str) -> Result<Self, ()> {
+    pub fn parse(text: &str) -> Result<Self, &'static str> {
         if text.chars().count() > 512 {
-            return Err(());
+            return Err(Self::RULE);
         }
         let text = fold(text);
         let pattern = regex::escape(&text).replace(r"\*", ".*").replace(r"\?", ".");
-        let regex = Regex::new(&format!("(?s)^{pattern}$")).map_err(drop)?;
+        let regex = Regex::new(&format!("(?s)^{pattern}$")).map_err(|_| Self::RULE)?;
         Ok(Self { text, regex })
     }
 
@@ -64,12 +64,10 @@ impl NoteFilter {
     pub const LONGEST_VALUE: usize = 512;
 
     /// Reads name and pattern with a separator between.
-    pub fn parse(text: &str, separator: char) -> Result<Self, ()> {
-        let (name, value) = text.split_once(separator).ok_or(())?;
-        if name.is_empty() || name.chars().count() > Self::LONGEST_NAME {
-            return Err(());
-        }
-        Ok(Self { name: name.to_owned(), value: Glob::parse(value)? })
+    pub fn parse(text: &str, separator: char) -> Option<Self> {
+        let (name, value) = text.split_once(separator)?;
+        let named = (1..=Self::LONGEST_NAME).contains(&name.chars().count());
+        named.then_some(Self { name: name.to_owned(), value: Glob::parse(value).ok()? })
     }
 }
 
@@ -122,7 +120,7 @@ mod tests {
         let filter = NoteFilter::parse("mesh:f:ne", ':').unwrap();
         assert_eq!((filter.name.as_str(), filter.value.like().as_str()), ("mesh", "f:ne"));
         for text in ["mesh", ":fine", &format!("{}:fine", "n".repeat(65))] {
-            assert!(NoteFilter::parse(text, ':').is_err(), "{text}");
+            assert!(NoteFilter::parse(text, ':').is_none(), "{text}");
         }
     }
 }

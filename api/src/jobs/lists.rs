@@ -41,7 +41,7 @@ fn notes(params: &Params, name: &str, separator: char) -> Result<Vec<NoteFilter>
     let rule = format!(
         "must be `name{separator}pattern` with a name of at most 64 and a pattern of at most 512 characters"
     );
-    let notes = params.all(name, &rule, |text| NoteFilter::parse(text, separator))?;
+    let notes = params.all(name, &rule, |text| NoteFilter::parse(text, separator).ok_or(()))?;
     if notes.len() > MOST_NOTES {
         let rule = format!("must not be there more than {MOST_NOTES} times");
         return Err(FieldError::new("too_long", &["query", name], notes.len(), &rule).into());
@@ -125,8 +125,8 @@ pub struct JobQuery {
     /// Jobs created before.
     #[param(required = false)]
     created_before: Option<DateTime<Utc>>,
-    /// `-created_at` for the newest first, `created_at` for the oldest first.
-    #[param(inline, value_type = Sort, default = "-created_at", required = false)]
+    /// `created_at` for the oldest first; otherwise the newest are.
+    #[param(inline, value_type = Sort, required = false)]
     sort: Option<Sort>,
 }
 

@@ -1,7 +1,7 @@
 //! Lists of jobs: which page holds what, and how many there are.
 //!
 //! A page far down a long list costs what the first one costs, and so does the total: `job_counts` says how many jobs each list holds, in
-//! runs of about [`RUN`], so that a page is found by adding up runs and skipping less than one. There are counts for all jobs of an owner
+//! [`RUNS`] of two sizes, so that a page is found by adding up large runs, then small ones, and skipping less than one. There are counts for all jobs of an owner
 //! and for those of each release; lists that are narrowed otherwise are counted, and skipped, job by job.
 
 use std::collections::HashMap;
@@ -18,8 +18,11 @@ use crate::domain::{
     value::Values,
 };
 
-/// How many jobs a run holds before the next one begins.
-const RUN: i32 = 1000;
+/// How many jobs a run holds before the next one begins, by level.
+const RUNS: [(i32, i32); 2] = if cfg!(test) { [(1, 12), (0, 4)] } else { [(1, 32_000), (0, 1000)] };
+
+/// The end of the last run: no job is created later. The last moment that both databases, and RFC 3339, can write.
+const NEVER: i64 = 253_402_300_799;
 
 /// Which part of a list.
 #[derive(Debug, Clone, Copy)]
@@ -159,9 +162,9 @@ impl Db {
         let mut filter = filter.clone();
         let mut skip = offset;
         if let Some(list) = &list {
-            let (before, above) = self.run_at(owner, list, offset).await?;
-            filter.created_before = before;
-            skip -= above;
+            let (before, rest) = self.job_at(owner, list, offset).await?;
+            filter.created_before = Some(before);
+            skip = rest;
         }
         let mut jobs: Vec<Job> = on!(self, |pool| {
             let mut query = QueryBuilder::new(select!(""));
@@ -210,28 +213,30 @@ impl Db {
 
     /// How many jobs a list holds.
     async fn jobs_counted(&self, owner: UserId, list: &str) -> Result<i64> {
-        const SQL: &str =
-            "SELECT COALESCE(SUM(jobs), 0) FROM job_counts WHERE owner = $1 AND list = $2";
+        const SQL: &str = "SELECT COALESCE(SUM(jobs), 0) FROM job_counts WHERE owner = $1 AND list = $2 AND level = 1";
         on!(self, |pool| sqlx::query_scalar(SQL).bind(owner).bind(list).fetch_one(pool).await)
             .doing("counting jobs")
     }
 
-    /// Where a run begins that holds the job at this place of a list, newest first: before when it ends, and how many jobs are newer.
-    async fn run_at(
-        &self,
-        owner: UserId,
-        list: &str,
-        place: i64,
-    ) -> Result<(Option<Timestamp>, i64)> {
-        const SQL: &str = "SELECT before, above FROM ( \
-                               SELECT LAG(since) OVER newest AS before, SUM(jobs) OVER newest - jobs AS above \
-                               FROM job_counts WHERE owner = $1 AND list = $2 WINDOW newest AS (ORDER BY since DESC) \
-                           ) AS runs WHERE above <= $3 ORDER BY above DESC LIMIT 1";
-        let run = on!(self, |pool| {
-            sqlx::query_as(SQL).bind(owner).bind(list).bind(place).fetch_optional(pool).await
-        })
-        .doing("finding a page")?;
-        Ok(run.unwrap_or((None, 0)))
+    /// Where to look for the job at this place of a list, newest first: in what was created before, after skipping so many.
+    async fn job_at(&self, owner: UserId, list: &str, place: i64) -> Result<(Timestamp, i64)> {
+        const SQL: &str = "SELECT since, before, above FROM ( \
+                               SELECT since, LAG(since) OVER newest AS before, SUM(jobs) OVER newest - jobs AS above \
+                               FROM job_counts WHERE owner = $1 AND list = $2 AND level = $3 AND since >= $4 AND since < $5 \
+                               WINDOW newest AS (ORDER BY since DESC) \
+                           ) AS runs WHERE above <= $6 ORDER BY above DESC LIMIT 1";
+        let never = Timestamp::from_timestamp(NEVER, 0).unwrap_or_default();
+        let (mut from, mut until, mut skip) = (Timestamp::UNIX_EPOCH, never, place);
+        for (level, _) in RUNS {
+            let run: Option<(Timestamp, Option<Timestamp>, i64)> = on!(self, |pool| {
+                let query = sqlx::query_as(SQL).bind(owner).bind(list).bind(level).bind(from);
+                query.bind(until).bind(skip).fetch_optional(pool).await
+            })
+            .doing("finding a page")?;
+            let Some((since, before, above)) = run else { break };
+            (from, until, skip) = (since, before.unwrap_or(until), skip - above);
+        }
+        Ok((until, skip))
     }
 
     /// Counts what nobody keeps count of.
@@ -248,23 +253,31 @@ impl Db {
 impl Tx {
     /// Counts a job into its owner's lists, before it is stored.
     pub(super) async fn job_listed(&mut self, job: &Job) -> Result<()> {
-        const NEWEST: &str = "SELECT NOT EXISTS (SELECT 1 FROM jobs WHERE owner = $1 AND deleted_at IS NULL AND created_at >= $2)";
-        const SQL: &str =
-            "INSERT INTO job_counts (owner, list, since, jobs) VALUES ($1, $2, $3, 1)";
+        const NEWEST: &str = "SELECT created_at FROM jobs WHERE owner = $1 AND deleted_at IS NULL \
+                              ORDER BY created_at DESC, id DESC LIMIT 1";
+        // The rare conflict: all jobs of a run are gone, and here is another of the moment in which it began.
+        const BEGIN: &str = "INSERT INTO job_counts (owner, list, level, since, jobs) VALUES ($1, $2, $3, $4, 1) \
+                             ON CONFLICT (owner, list, level, since) DO UPDATE SET jobs = job_counts.jobs + 1";
         self.lists_locked(job.owner).await?;
-        let newest: bool = within!(*self, |connection| sqlx::query_scalar(NEWEST)
+        let newest: Option<Timestamp> = within!(*self, |connection| sqlx::query_scalar(NEWEST)
             .bind(job.owner)
-            .bind(job.created_at)
-            .fetch_one(connection)
+            .fetch_optional(connection)
             .await)
         .doing("looking for newer jobs")?;
         // A run that is full ends with the newest job: one that comes late still belongs to it.
-        let full = if newest { RUN } else { i32::MAX };
+        let late = newest.is_some_and(|newest| newest >= job.created_at);
         for list in [String::new(), list_of(&job.solver_key, &job.solver_version)] {
-            if !self.count(job, &list, 1, full).await? {
-                within!(*self, |connection| sqlx::query(SQL)
+            let mut begun = false;
+            for (level, size) in RUNS {
+                let full = if late { i32::MAX } else { size };
+                if !begun && self.count(job, &list, level, 1, full).await? {
+                    continue;
+                }
+                begun = true;
+                within!(*self, |connection| sqlx::query(BEGIN)
                     .bind(job.owner)
                     .bind(&list)
+                    .bind(level)
                     .bind(job.created_at)
                     .execute(connection)
                     .await
@@ -279,17 +292,27 @@ impl Tx {
     pub(super) async fn job_unlisted(&mut self, job: &Job) -> Result<()> {
         self.lists_locked(job.owner).await?;
         for list in [String::new(), list_of(&job.solver_key, &job.solver_version)] {
-            self.count(job, &list, -1, i32::MAX).await?;
+            for (level, _) in RUNS {
+                self.count(job, &list, level, -1, i32::MAX).await?;
+            }
         }
         Ok(())
     }
 
     /// Changes the count of the run that a job belongs to. Says whether there is one that is not full.
-    async fn count(&mut self, job: &Job, list: &str, change: i32, full: i32) -> Result<bool> {
-        const SQL: &str = "UPDATE job_counts SET jobs = jobs + $4 WHERE owner = $1 AND list = $2 AND jobs < $5 \
-                           AND since = (SELECT MAX(since) FROM job_counts WHERE owner = $1 AND list = $2 AND since <= $3)";
+    async fn count(
+        &mut self,
+        job: &Job,
+        list: &str,
+        level: i32,
+        change: i32,
+        full: i32,
+    ) -> Result<bool> {
+        const SQL: &str = "UPDATE job_counts SET jobs = jobs + $5 WHERE owner = $1 AND list = $2 AND level = $3 AND jobs < $6 \
+                           AND since = (SELECT MAX(since) FROM job_counts WHERE owner = $1 AND list = $2 AND level = $3 AND since <= $4)";
         let counted = within!(*self, |connection| {
-            let query = sqlx::query(SQL).bind(job.owner).bind(list).bind(job.created_at);
+            let query =
+                sqlx::query(SQL).bind(job.owner).bind(list).bind(level).bind(job.created_at);
             query.bind(change).bind(full).execute(connection).await.map(|done| done.rows_affected())
         })
         .doing("counting a job")?;
@@ -341,5 +364,74 @@ impl Tx {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::domain::{labels, time::now};
+
+    /// Jobs come late, share moments and go again, in every run of both sizes: each page is where plain sorting puts it.
+    #[tokio::test]
+    async fn every_page_is_found_whatever_comes_and_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Db::open(&format!("sqlite:{}", folder.path().join("db").display())).await.unwrap();
+        let owner = db.user_add("ada@example.org", now()).await.unwrap().id;
+        let label = |field: &str, text: &str| {
+            (format!("io.simcore.{field}"), serde_json::json!({ field: text }).to_string())
+        };
+        let labels = [
+            label("key", "simcore/services/comp/a"),
+            label("version", "1.0.0"),
+            label("integration-version", "1.0.0"),
+        ];
+        let release = labels::release("a", &labels.into()).unwrap();
+        db.release_publish(&release, now()).await.unwrap();
+        let begin = now();
+        let mut listed: Vec<Job> = Vec::new();
+        let mut random = 1_u64;
+        for number in 0..300 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let chance = i64::try_from(random >> 33).unwrap();
+            // Most are the newest, some come late.
+            let late = if chance % 5 == 0 { chance % 97 } else { 0 };
+            let at = begin + TimeDelta::microseconds(number / 2 - late);
+            let job = Job::new(owner, release.key.clone(), "1.0.0".into(), String::new(), at);
+            db.job_add(&job, &Values::default()).await.unwrap();
+            listed.push(job);
+            listed.sort_by_key(|job| std::cmp::Reverse((job.created_at, job.id)));
+            // Now and then the newest, or any, is deleted; once nearly all are.
+            let gone = match chance % 7 {
+                _ if number == 150 => 140,
+                0 | 1 => 1,
+                _ => 0,
+            };
+            for _ in 0..gone.min(listed.len()) {
+                let place = if chance % 2 == 0 { 0 } else { listed.len() / 2 };
+                let job = listed.remove(place);
+                db.job_request_delete(job.id, owner, now()).await.unwrap();
+            }
+        }
+        assert!(listed.len() > 100, "{}", listed.len());
+        let ids: Vec<_> = listed.iter().map(|job| job.id).collect();
+        let one = vec![(release.key.clone(), "1.0.0".to_owned())];
+        for releases in [None, Some(one)] {
+            let filter = JobFilter { releases, ..JobFilter::default() };
+            for offset in 0..=ids.len() {
+                let window = Window {
+                    limit: 3,
+                    offset: i64::try_from(offset).unwrap(),
+                    oldest_first: false,
+                };
+                let (page, total) = db.jobs_list(owner, &filter, window).await.unwrap();
+                let page: Vec<_> = page.iter().map(|job| job.id).collect();
+                assert_eq!(page, ids[offset..ids.len().min(offset + 3)], "{offset}");
+                assert_eq!(total, i64::try_from(ids.len()).unwrap());
+            }
+        }
+        db.close().await;
     }
 }

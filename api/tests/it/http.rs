@@ -339,7 +339,7 @@ fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::Request
         }
         assert!(!path.contains('{'), "{path} has a parameter that the test does not know");
         if operation.id() == "batch_get_jobs_custom_metadata" {
-            path += &format!("?job_ids={job_id}");
+            path = format!("{path}?job_ids={job_id}");
         }
         let method = Method::from_bytes(operation.method.as_bytes()).unwrap();
         let request = api.request(method, &path);
