@@ -200,7 +200,7 @@ async fn both(jobs: i64) {
 
 #[tokio::main]
 async fn main() {
-    // `cargo test` runs this as well, without the flag: then few jobs do.
+    // `cargo test --benches` runs this as well, without the flag: then few jobs do.
     let many = if env::args().any(|argument| argument == "--bench") { 1_000_000 } else { 2000 };
     let jobs = env::var("JOBS").map_or(many, |number| number.parse().expect("JOBS is a number"));
     let limit = Duration::from_mins(10);

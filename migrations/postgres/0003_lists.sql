@@ -44,5 +44,5 @@ CREATE INDEX job_notes_by_value ON job_notes (owner, name, value);
 
 INSERT INTO job_notes (job_id, owner, name, value)
 SELECT id, owner, key, LOWER(value)
-FROM jobs, JSON_EACH_TEXT(CASE WHEN metadata LIKE '%\\u0000%' ESCAPE '!' THEN '{}' ELSE metadata END::json)
+FROM jobs, JSON_EACH_TEXT(CASE WHEN metadata LIKE '%\u0000%' ESCAPE '!' THEN '{}' ELSE metadata END::json)
 WHERE LENGTH(key) <= 64 AND LENGTH(value) <= 512;
