@@ -3,6 +3,7 @@
 //! Must not: do I/O, speak HTTP or SQL, import any other module of this crate.
 
 pub mod file;
+pub mod filter;
 pub mod id;
 pub mod job;
 pub mod labels;

@@ -55,6 +55,8 @@ codes! {
     Conflict => CONFLICT,
     /// The job has no outputs: it has not succeeded.
     NoOutputs => CONFLICT,
+    /// The job's outputs and log were deleted.
+    AssetsDeleted => CONFLICT,
     /// The body is larger than is accepted.
     PayloadTooLarge => PAYLOAD_TOO_LARGE,
     /// The request's target and headers are larger than is accepted.

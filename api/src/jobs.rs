@@ -4,6 +4,7 @@
 
 mod create;
 mod events;
+pub mod lists;
 mod logs;
 mod once;
 mod wait;
@@ -14,7 +15,7 @@ use actix_web::{
     patch, post,
     web::{Data, Json},
 };
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use utoipa::{
@@ -32,7 +33,8 @@ use crate::{
     auth::Caller,
     dispatch::{LogZips, Wake},
     domain::{
-        file::FileRef,
+        file::{File, FileRef},
+        filter::JobFilter,
         id::JobId,
         job::{Job as DomainJob, JobError, JobState},
         solver::{SolverKey, Version},
@@ -40,11 +42,12 @@ use crate::{
         value::Values,
     },
     error::{ApiError, ErrorCode, Errors, FieldError, Result},
+    files::forget,
     objects::Objects,
     paging::{Page, Paging},
     request::{BaseUrl, Body, Params, from_request},
     solvers::{ReleasePath, release_path},
-    store::Db,
+    store::{Db, Window},
 };
 
 from_request!(JobPath, CreateQuery);
@@ -338,7 +341,8 @@ pub async fn list_jobs(
     base: BaseUrl,
     db: Data<Db>,
 ) -> Result<Json<Vec<Job>>> {
-    let (jobs, _) = page(&path, &caller, &db, i64::MAX, 0).await?;
+    let all = Window { limit: i64::MAX, offset: 0, oldest_first: false };
+    let (jobs, _) = page(&path, &caller, &db, all).await?;
     Ok(Json(jobs.iter().map(|job| Job::new(job, &base)).collect()))
 }
 
@@ -352,7 +356,7 @@ pub async fn list_jobs_paginated(
     base: BaseUrl,
     db: Data<Db>,
 ) -> Result<Json<JobPage>> {
-    let (jobs, total) = page(&path, &caller, &db, paging.limit, paging.offset).await?;
+    let (jobs, total) = page(&path, &caller, &db, lists::window(&paging)).await?;
     Ok(Json(paging.page(jobs.iter().map(|job| Job::new(job, &base)).collect(), total)))
 }
 
@@ -360,13 +364,20 @@ async fn page(
     path: &ReleasePath,
     caller: &Caller,
     db: &Db,
-    limit: i64,
-    offset: i64,
+    window: Window,
 ) -> Result<(Vec<DomainJob>, i64)> {
     db.release_get(&path.solver_key, &path.version).await?;
-    Ok(db
-        .jobs_page(caller.id(), path.solver_key.as_str(), &path.version.to_string(), limit, offset)
-        .await?)
+    let release = (path.solver_key.clone(), path.version.to_string());
+    let filter = JobFilter { releases: Some(vec![release]), ..JobFilter::default() };
+    Ok(db.jobs_list(caller.id(), &filter, window).await?)
+}
+
+/// Fails if the job's outputs and log were deleted.
+fn check_assets(job: &DomainJob) -> Result<()> {
+    let Some(at) = job.assets_deleted_at else { return Ok(()) };
+    let at = at.to_rfc3339_opts(SecondsFormat::Secs, true);
+    let message = format!("the assets of job `{}` were deleted at {at}", job.id);
+    Err(ApiError::new(ErrorCode::AssetsDeleted, message))
 }
 
 /// Start a job.
@@ -375,6 +386,7 @@ async fn page(
 #[utoipa::path(tag = "jobs", params(JobPath), responses(
     (status = 202, description = "Queued.", body = JobStatus),
     (status = 200, description = "It was started before.", body = JobStatus),
+    (status = 409, description = "Its assets were deleted.", body = crate::error::ErrorBody),
     Errors
 ))]
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}:start")]
@@ -386,6 +398,7 @@ pub async fn start_job(
 ) -> Result<HttpResponse> {
     path.load(&caller, &db).await?;
     let (job, first) = db.job_publish(path.job_id, caller.id(), now()).await?;
+    check_assets(&job)?;
     wake.notify();
     let status = if first { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok(HttpResponse::build(status).json(JobStatus::from(job)))
@@ -431,7 +444,7 @@ pub async fn stop_job(
 /// Get a job's outputs.
 #[utoipa::path(tag = "jobs", params(JobPath), responses(
     (status = 200, description = "Values of all outputs.", body = JobOutputs),
-    (status = 409, description = "The job has not succeeded.", body = crate::error::ErrorBody),
+    (status = 409, description = "The job has not succeeded, or its assets were deleted.", body = crate::error::ErrorBody),
     Errors
 ))]
 #[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/outputs")]
@@ -441,6 +454,7 @@ pub async fn get_job_outputs(
     db: Data<Db>,
 ) -> Result<Json<JobOutputs>> {
     let job = path.load(&caller, &db).await?;
+    check_assets(&job)?;
     let Some(results) = db.job_outputs(job.id).await? else {
         let why = job.error.map_or_else(String::new, |error| format!(": {}", error.msg));
         return Err(ApiError::new(
@@ -453,7 +467,7 @@ pub async fn get_job_outputs(
 
 /// Download a job's log.
 ///
-/// A zip with one text file. There is none before the job has ended.
+/// A zip with one text file. There is none before the job has ended, nor after its assets were deleted.
 #[utoipa::path(tag = "jobs", params(JobPath), responses(
     (status = 200, description = "The zip, after following the link.", body = String, content_type = "application/zip"),
     (status = 307, description = "Where the zip is.", headers(("location" = String, description = "A link that is good for an hour."))),
@@ -471,12 +485,17 @@ pub async fn get_job_output_logfile(
     let key = match &job.log_key {
         Some(key) => key.clone(),
         // The object store was away when the job ended.
-        None if job.state.is_final() => logs
+        None if job.state.is_final() && job.assets_deleted_at.is_none() => logs
             .make_up(&job)
             .await
             .map_err(|error| ApiError::internal(ErrorCode::StorageUnavailable, error))?,
         None => {
-            let message = format!("log of job `{}` not found: it is {}", job.id, job.state);
+            let why = if job.assets_deleted_at.is_some() {
+                "it was deleted".to_owned()
+            } else {
+                format!("the job is {}", job.state)
+            };
+            let message = format!("log of job `{}` not found: {why}", job.id);
             return Err(ApiError::new(ErrorCode::NotFound, message));
         }
     };
@@ -615,5 +634,29 @@ pub async fn delete_job(
     path.load(&caller, &db).await?;
     db.job_request_delete(path.job_id, caller.id(), now()).await?;
     wake.notify();
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// Delete a job's assets.
+///
+/// Its output files and its log are gone for good; the job stays, with status and notes. May be repeated.
+#[utoipa::path(tag = "jobs", params(JobPath), responses(
+    (status = 204, description = "Deleted."),
+    (status = 409, description = "The job has not ended.", body = crate::error::ErrorBody),
+    Errors
+))]
+#[delete("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/assets")]
+pub async fn delete_job_assets(
+    path: JobPath,
+    caller: Caller,
+    db: Data<Db>,
+    objects: Data<Objects>,
+) -> Result<HttpResponse> {
+    let job = path.load(&caller, &db).await?;
+    let files = db.job_delete_assets(job.id, caller.id(), now()).await?;
+    let log = DomainJob::log_object_key(job.id);
+    for key in files.into_iter().map(File::object_key).chain([log]) {
+        forget(objects.delete(&key).await);
+    }
     Ok(HttpResponse::NoContent().finish())
 }

@@ -1,6 +1,6 @@
 //! Reads parameters and bodies of requests, so that every refusal names the field, the value and the rule.
 
-use std::{collections::HashMap, future::Future, iter, pin::Pin, time::Duration};
+use std::{future::Future, iter, pin::Pin, time::Duration};
 
 use actix_web::{
     FromRequest, HttpRequest, dev::Payload, error::PayloadError, http::header, web::Bytes,
@@ -40,7 +40,7 @@ pub(crate) use from_request;
 /// The parameters of a path or of a query, as text.
 pub struct Params {
     place: &'static str,
-    values: HashMap<String, String>,
+    values: Vec<(String, String)>,
 }
 
 impl Params {
@@ -76,11 +76,23 @@ impl Params {
         rule: &str,
         parse: impl Fn(&str) -> Result<T, E>,
     ) -> Result<Option<T>> {
-        let Some(text) = self.values.get(name) else { return Ok(None) };
-        match parse(text) {
-            Ok(value) if !text.contains('\0') => Ok(Some(value)),
+        // Of several the last counts.
+        Ok(self.all(name, rule, parse)?.pop())
+    }
+
+    /// A parameter that may be repeated.
+    pub fn all<T, E>(
+        &self,
+        name: &str,
+        rule: &str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Result<Vec<T>> {
+        let values = self.values.iter().filter(|(other, _)| other == name);
+        let parsed = values.map(|(_, text)| match parse(text) {
+            Ok(value) if !text.contains('\0') => Ok(value),
             _ => Err(FieldError::new("value_error", &[self.place, name], text, rule).into()),
-        }
+        });
+        parsed.collect()
     }
 
     /// A parameter that must be there.
@@ -218,6 +230,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Box<FieldError>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use serde::Deserialize;
 
     use super::*;

@@ -23,13 +23,19 @@ pub fn routes(config: &mut ServiceConfig<'_>) {
         .service(files::delete_file)
         // solvers
         .service(solvers::list_solvers)
+        .service(solvers::list_all_solvers_paginated)
         .service(solvers::list_solvers_releases)
         .service(solvers::get_solver)
         .service(solvers::list_solver_releases)
+        .service(solvers::list_solver_releases_paginated)
         .service(solvers::get_solver_release)
         .service(solvers::list_solver_ports)
         .service(wallets::get_solver_pricing_plan)
         // jobs
+        .service(jobs::lists::find_jobs)
+        .service(jobs::lists::inspect_jobs)
+        .service(jobs::lists::list_all_solvers_jobs)
+        .service(jobs::lists::batch_get_jobs_custom_metadata)
         .service(jobs::create_solver_job)
         .service(jobs::list_jobs)
         .service(jobs::list_jobs_paginated)
@@ -44,6 +50,7 @@ pub fn routes(config: &mut ServiceConfig<'_>) {
         .service(jobs::replace_job_custom_metadata)
         .service(wallets::get_job_wallet)
         .service(wallets::get_job_pricing_unit)
+        .service(jobs::delete_job_assets)
         .service(jobs::get_job)
         .service(jobs::delete_job)
         // money

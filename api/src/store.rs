@@ -6,6 +6,7 @@ mod changes;
 mod files;
 mod jobs;
 mod json;
+mod lists;
 mod once;
 mod solvers;
 mod usage;
@@ -22,6 +23,7 @@ use sqlx::{
 
 pub use changes::Changed;
 pub use jobs::{Claimed, JobStep, LogChunk};
+pub use lists::Window;
 pub use once::Once;
 
 use crate::domain::job::IllegalTransition;

@@ -54,11 +54,13 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT id, owner, solver_key, solver_version, inputs_checksum, state, progress, created_at, submitted_at, started_at, \
-             stopped_at, stop_requested_at, deleted_at, lease, container, error, log_key FROM jobs ",
+             stopped_at, stop_requested_at, deleted_at, assets_deleted_at, lease, container, error, log_key FROM jobs ",
             $rest
         )
     };
 }
+
+pub(super) use select;
 
 /// For owners.
 impl Db {
@@ -76,41 +78,6 @@ impl Db {
             on!(self, |pool| sqlx::query_as(SQL).bind(id).bind(owner).fetch_optional(pool).await)
                 .doing("reading a job")?;
         job.map_or_else(|| not_found("job", &id), Ok)
-    }
-
-    /// A page of an owner's jobs of one release, newest first, and the number of all. The order never changes while jobs run.
-    pub async fn jobs_page(
-        &self,
-        owner: UserId,
-        solver_key: &str,
-        solver_version: &str,
-        limit: i64,
-        offset: i64,
-    ) -> Result<(Vec<Job>, i64)> {
-        const PAGE: &str = select!(
-            "WHERE owner = $1 AND solver_key = $2 AND solver_version = $3 AND deleted_at IS NULL \
-                            ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5"
-        );
-        const COUNT: &str = "SELECT count(*) FROM jobs WHERE owner = $1 AND solver_key = $2 AND solver_version = $3 AND deleted_at IS NULL";
-        on!(self, |pool| {
-            let total = sqlx::query_scalar(COUNT)
-                .bind(owner)
-                .bind(solver_key)
-                .bind(solver_version)
-                .fetch_one(pool)
-                .await;
-            let page = sqlx::query_as(PAGE)
-                .bind(owner)
-                .bind(solver_key)
-                .bind(solver_version)
-                .bind(limit)
-                .bind(offset);
-            match total {
-                Ok(total) => page.fetch_all(pool).await.map(|jobs| (jobs, total)),
-                Err(error) => Err(error),
-            }
-        })
-        .doing("listing jobs")
     }
 
     /// Puts a job into the queue. Says whether this call did it: a job that was started before stays as it is.
@@ -141,15 +108,56 @@ impl Db {
     /// Hides a job from its owner for good and stops it; the dispatcher clears it away once it has ended.
     pub async fn job_request_delete(&self, id: JobId, owner: UserId, now: Timestamp) -> Result<()> {
         const SQL: &str = "UPDATE jobs SET deleted_at = $3, stop_requested_at = COALESCE(stop_requested_at, $3) \
-                           WHERE id = $1 AND owner = $2 AND deleted_at IS NULL RETURNING id";
-        let gone: Option<JobId> = on!(self, |pool| sqlx::query_scalar(SQL)
+                           WHERE id = $1 AND owner = $2 AND deleted_at IS NULL";
+        let job = self.job_get(id, owner).await?;
+        let mut tx = self.begin().await?;
+        let deleted = within!(tx, |connection| sqlx::query(SQL)
             .bind(id)
             .bind(owner)
             .bind(now)
-            .fetch_optional(pool)
-            .await)
+            .execute(connection)
+            .await
+            .map(|done| done.rows_affected()))
         .doing("deleting a job")?;
-        gone.map_or_else(|| not_found("job", &id), |_| Ok(()))
+        if deleted == 0 {
+            return not_found("job", &id);
+        }
+        tx.job_unlisted(&job).await?;
+        tx.commit().await
+    }
+
+    /// Removes log and outputs of an ended job, and says which files there were, so that their content can go too. Doing it again
+    /// changes nothing.
+    pub async fn job_delete_assets(
+        &self,
+        id: JobId,
+        owner: UserId,
+        now: Timestamp,
+    ) -> Result<Vec<FileId>> {
+        const JOB: &str = "UPDATE jobs SET assets_deleted_at = COALESCE(assets_deleted_at, $2), outputs = NULL, log_key = NULL WHERE id = $1";
+        const LOG: &str = "DELETE FROM job_logs WHERE job_id = $1";
+        self.job_get(id, owner).await?;
+        let mut tx = self.begin().await?;
+        let job = tx.job_locked(id).await?;
+        if !job.state.is_final() {
+            return Err(Error::Conflict(format!(
+                "job `{id}` is {}: its assets can be deleted once it has ended",
+                job.state
+            )));
+        }
+        within!(tx, |connection| sqlx::query(JOB)
+            .bind(id)
+            .bind(now)
+            .execute(connection)
+            .await
+            .map(drop))
+        .doing("deleting a job's outputs")?;
+        within!(tx, |connection| sqlx::query(LOG).bind(id).execute(connection).await.map(drop))
+            .doing("deleting a job's log")?;
+        let files = tx.job_files_remove(id).await?;
+        tx.commit().await?;
+        self.changes.notify(id);
+        Ok(files)
     }
 
     /// The values a job was created with.
@@ -186,16 +194,25 @@ impl Db {
         metadata: &Values,
     ) -> Result<()> {
         const SQL: &str = "UPDATE jobs SET metadata = $3 WHERE id = $1 AND owner = $2 AND deleted_at IS NULL RETURNING id";
-        let changed: Option<JobId> = on!(self, |pool| {
-            sqlx::query_scalar(SQL).bind(id).bind(owner).bind(metadata).fetch_optional(pool).await
-        })
+        let mut tx = self.begin().await?;
+        let changed: Option<JobId> = within!(tx, |connection| sqlx::query_scalar(SQL)
+            .bind(id)
+            .bind(owner)
+            .bind(metadata)
+            .fetch_optional(connection)
+            .await)
         .doing("replacing a job's metadata")?;
-        changed.map_or_else(|| not_found("job", &id), |_| Ok(()))
+        if changed.is_none() {
+            return not_found("job", &id);
+        }
+        tx.notes_set(id, owner, metadata).await?;
+        tx.commit().await
     }
 
     /// Where a job's log zip lies, when it could not be stored before the end.
     pub async fn job_set_log(&self, id: JobId, log_key: &str) -> Result<()> {
-        const SQL: &str = "UPDATE jobs SET log_key = $2 WHERE id = $1";
+        const SQL: &str =
+            "UPDATE jobs SET log_key = $2 WHERE id = $1 AND assets_deleted_at IS NULL";
         on!(self, |pool| sqlx::query(SQL).bind(id).bind(log_key).execute(pool).await.map(drop))
             .doing("writing where a job's log is")
     }
@@ -346,14 +363,9 @@ impl Db {
 
     /// Removes a job with its history, log and output files; says which files there were, so that their content can go too.
     pub async fn job_remove(&self, id: JobId) -> Result<Vec<FileId>> {
-        const FILES: &str = "DELETE FROM files WHERE job_id = $1 RETURNING id";
         const JOB: &str = "DELETE FROM jobs WHERE id = $1";
         let mut tx = self.begin().await?;
-        let files = within!(tx, |connection| sqlx::query_scalar(FILES)
-            .bind(id)
-            .fetch_all(connection)
-            .await)
-        .doing("removing a job's files")?;
+        let files = tx.job_files_remove(id).await?;
         within!(tx, |connection| sqlx::query(JOB).bind(id).execute(connection).await.map(drop))
             .doing("removing a job")?;
         tx.commit().await?;
@@ -401,6 +413,7 @@ impl Tx {
     pub(super) async fn job_add(&mut self, job: &Job, inputs: &Values) -> Result<()> {
         const SQL: &str = "INSERT INTO jobs (id, owner, solver_key, solver_version, inputs, inputs_checksum, metadata, state, progress, created_at) \
                            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+        self.job_listed(job).await?;
         within!(*self, |connection| {
             let query = sqlx::query(SQL)
                 .bind(job.id)
@@ -432,6 +445,12 @@ impl Tx {
             }
         };
         job.doing("locking a job")?.map_or_else(|| not_found("job", &id), Ok)
+    }
+
+    async fn job_files_remove(&mut self, id: JobId) -> Result<Vec<FileId>> {
+        const SQL: &str = "DELETE FROM files WHERE job_id = $1 RETURNING id";
+        within!(*self, |connection| sqlx::query_scalar(SQL).bind(id).fetch_all(connection).await)
+            .doing("removing a job's files")
     }
 
     async fn job_update(&mut self, job: &Job) -> Result<()> {

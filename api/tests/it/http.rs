@@ -13,6 +13,7 @@ use reqwest::{
 use serde_json::{Value as Json, json};
 use solverd::domain::{
     id::{FileId, JobId},
+    solver::{Resources, SolverKey, Version},
     usage::seconds,
     user::Credentials,
 };
@@ -20,7 +21,9 @@ use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::{
     openapi::{document, operations},
-    support::{Answer, Api, SLEEPER, TestApp, answer, sha256, sleeper, text, wait_until},
+    support::{
+        Answer, Api, SLEEPER, TestApp, answer, sha256, sleeper, sleeper_with, text, wait_until,
+    },
 };
 
 /// What differs from run to run.
@@ -210,9 +213,30 @@ async fn every_error_has_one_shape() {
         &format!("{jobs}/page?offset=-1"),
         "/v0/files:search?sha256_checksum=abc",
         "/v0/files:search?file_id=42",
+        "/v0/jobs?state=STARTED&state=DONE",
+        "/v0/jobs?metadata=mesh:fine",
+        "/v0/jobs?created_from=yesterday",
+        "/v0/jobs?sort=name",
+        "/v0/solvers/-/releases/-/jobs?metadata.any=a:b&metadata.all=c:d",
+        "/v0/solvers/-/releases/-/jobs/metadata:batchGet",
+        "/v0/solvers/-/releases/-/jobs/metadata:batchGet?job_ids=42",
+        &format!("/v0/solvers/-/releases/-/jobs/metadata:batchGet?job_ids={nowhere}"),
     ] {
         transcript.add(&format!("GET {path}"), &app.get(path).await);
     }
+    for (name, path) in [
+        ("solver_id", "/v0/solvers/page"),
+        ("version_display", "/v0/solvers/page"),
+        ("solver", "/v0/jobs"),
+        ("version", "/v0/jobs"),
+    ] {
+        let long = app.get(&format!("{path}?{name}={}", "a".repeat(513))).await;
+        assert_eq!(long.status, 422, "{long}");
+        assert!(text(&long.json(), "/errors/0/msg").contains("at most 512"), "{long}");
+    }
+    let often = format!("/v0/jobs?{}", "metadata=a=b&".repeat(51));
+    assert_eq!(app.get(&often).await.status, 422);
+    transcript.add("DELETE …/{job_id}/assets", &app.delete(&format!("{job}/assets")).await);
     for (method, path) in [(Method::PATCH, "/v0/me"), (Method::POST, "/v0/files/content/")] {
         let answer = answer(app.request(method.clone(), path)).await;
         transcript.add(&format!("{method} {path}"), &answer);
@@ -222,6 +246,7 @@ async fn every_error_has_one_shape() {
         // 422: body
         ("/v0/files/content", ""),
         ("/v0/files/content", "{"),
+        ("/v0/jobs:inspect", r#"{"job_ids": []}"#),
         ("/v0/files/content", r#"{"filename": "a.txt", "filesize": -1, "sha256_checksum": ""}"#),
         ("/v0/files/content", r#"{"filename": "../a", "filesize": 1, "sha256_checksum": ""}"#),
         ("/v0/files/content", r#"{"filename": "a.txt", "filesize": 1, "sha256_checksum": "abc"}"#),
@@ -320,12 +345,16 @@ async fn a_lost_object_store_is_told_from_a_fault() {
 /// Every operation with its parameters filled in, and a body where it takes one.
 fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::RequestBuilder)> {
     let file = json!({"filename": "a.txt", "filesize": 1, "sha256_checksum": sha256(b"1")});
+    let job_id = values.iter().find(|(name, _)| *name == "job_id").expect("a job").1;
     let request = |operation: &crate::openapi::Operation| {
         let mut path = operation.path.clone();
         for (name, value) in values {
             path = path.replace(&format!("{{{name}}}"), value);
         }
         assert!(!path.contains('{'), "{path} has a parameter that the test does not know");
+        if operation.id() == "batch_get_jobs_custom_metadata" {
+            path = format!("{path}?job_ids={job_id}");
+        }
         let method = Method::from_bytes(operation.method.as_bytes()).unwrap();
         let request = api.request(method, &path);
         let request = match operation.id() {
@@ -340,6 +369,7 @@ fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::Request
                 request.json(&json!({"number_of_seats": 1, "service_run_id": "run"}))
             }
             "replace_job_custom_metadata" => request.json(&json!({"metadata": {}})),
+            "inspect_jobs" => request.json(&json!({"job_ids": [job_id]})),
             id => {
                 assert!(operation.definition.get("requestBody").is_none(), "{id} takes a body");
                 request
@@ -419,7 +449,10 @@ async fn what_belongs_to_others_is_not_there() {
         let answer = answer(request).await;
         let owned = operations().iter().any(|known| {
             known.id() == operation
-                && ["{job_id}", "{file_id}", "{wallet_id}"].iter().any(|id| known.path.contains(id))
+                && (["{job_id}", "{file_id}", "{wallet_id}"]
+                    .iter()
+                    .any(|id| known.path.contains(id))
+                    || ["inspect_jobs", "batch_get_jobs_custom_metadata"].contains(&known.id()))
         });
         if owned {
             assert_eq!(answer.status, 404, "{operation}: {answer}");
@@ -428,7 +461,11 @@ async fn what_belongs_to_others_is_not_there() {
             assert!(answer.status.is_success(), "{operation}: {answer}");
         }
     }
-    assert_eq!(refused, 21, "operations on what is owned");
+    assert_eq!(refused, 24, "operations on what is owned");
+    for list in ["/v0/jobs", "/v0/solvers/-/releases/-/jobs"] {
+        let listed = bob.get(list).await;
+        assert!(listed.status == 200 && !listed.text().contains(job_id), "{listed}");
+    }
     let stolen = json!({"values": {"input_1": file}});
     assert_eq!(bob.post_json(&format!("{RELEASE}/jobs"), &stolen).await.status, 422);
     let found = bob.get(&format!("/v0/files:search?file_id={file_id}")).await.json();
@@ -561,6 +598,189 @@ async fn solver_keys_may_be_written_in_two_ways() {
     }
     let inspected = app.post(&format!("/v0/solvers/{encoded}/{job}:inspect")).await;
     assert_eq!(inspected.json()["state"], "NOT_STARTED", "{inspected}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_catalogue_comes_in_pages() {
+    let app = TestApp::start().await;
+    for (key, version, display) in [
+        ("simcore/services/comp/a", "1.9.0", Some("Nine")),
+        ("simcore/services/comp/a", "1.10.0", Some("Ten")),
+        ("simcore/services/comp/b", "0.1.0", None),
+        ("simcore/services/comp/b/c", "2.0.0-rc.1", Some("Ten (rc)")),
+    ] {
+        let mut release = sleeper().await;
+        release.key = SolverKey::parse(key).unwrap();
+        release.version = Version::parse(version).unwrap();
+        release.version_display = display.map(str::to_owned);
+        app.publish(release).await;
+    }
+    let all = ["a 1.10.0", "a 1.9.0", "b 0.1.0", "b/c 2.0.0-rc.1"];
+    for (query, expected) in [
+        ("solvers/page", &all[..]),
+        ("solvers/page?limit=2&offset=1", &all[1..3]),
+        ("solvers/page?offset=9", &[]),
+        ("solvers/page?solver_id=simcore/services/comp/a", &all[..2]),
+        ("solvers/page?solver_id=*%2Fb*&limit=1", &all[2..3]),
+        ("solvers/page?solver_id=b", &[]),
+        ("solvers/page?version_display=ten*", &[all[0], all[3]]),
+        ("solvers/page?version_display=ten*&solver_id=*%2Fa", &all[..1]),
+        ("solvers/simcore/services/comp/a/releases/page", &all[..2]),
+        ("solvers/simcore%2Fservices%2Fcomp%2Fa/releases/page?limit=1&offset=1", &all[1..2]),
+    ] {
+        let page = app.get(&format!("/v0/{query}")).await;
+        assert_eq!(page.status, 200, "{query}: {page}");
+        let page = page.json();
+        let name = |solver: &Json| {
+            let key = text(solver, "/id").strip_prefix("simcore/services/comp/").unwrap();
+            format!("{key} {}", text(solver, "/version"))
+        };
+        let names: Vec<_> = page["items"].as_array().unwrap().iter().map(name).collect();
+        assert_eq!(names, expected, "{query}");
+        let newest = app.get("/v0/solvers/simcore/services/comp/a/latest").await.json();
+        if names.first().is_some_and(|name| name == all[0]) {
+            assert_eq!(page["items"][0], newest, "{query}");
+        }
+    }
+    let page = app.get("/v0/solvers/page?limit=2&solver_id=*").await.json();
+    assert_eq!(
+        (&page["total"], &page["limit"], &page["offset"]),
+        (&json!(4), &json!(2), &json!(0))
+    );
+    let links = json!({
+        "first": "/v0/solvers/page?solver_id=*&limit=2&offset=0",
+        "last": "/v0/solvers/page?solver_id=*&limit=2&offset=2",
+        "self": "/v0/solvers/page?solver_id=*&limit=2&offset=0",
+        "next": "/v0/solvers/page?solver_id=*&limit=2&offset=2",
+        "prev": null,
+    });
+    assert_eq!(page["links"], links);
+    let unknown = app.get("/v0/solvers/simcore/services/comp/z/releases/page").await;
+    assert_eq!(unknown.status, 404, "{unknown}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn jobs_are_found_across_solvers() {
+    let app = TestApp::start().await;
+    let old = app.publish(sleeper_with("2.1.1", Resources::default()).await).await;
+    let new = app.publish(sleeper().await).await;
+    let mut jobs = Vec::new();
+    for (number, release) in [&old, &new, &old, &new].into_iter().enumerate() {
+        let job = app.create(release, json!({"input_2": 0})).await;
+        let notes = json!({"metadata": {"number": number, "mesh": "Fine"}});
+        let request = app.request(Method::PATCH, &format!("{job}/metadata")).json(&notes);
+        assert_eq!(answer(request).await.status, 200);
+        jobs.push(job);
+    }
+    app.post(&format!("{}:start", jobs[1])).await;
+    app.wait_for_end(&jobs[1]).await;
+    let middle = text(&app.get(&jobs[2]).await.json(), "/created_at").to_owned();
+
+    let all = "/v0/solvers/-/releases/-/jobs";
+    for (query, expected) in [
+        (all.to_owned(), &[3, 2, 1, 0][..]),
+        (format!("{all}?limit=2&offset=1"), &[2, 1]),
+        (format!("{all}?metadata.any=number:0&metadata.any=number:3"), &[3, 0]),
+        (format!("{all}?metadata.all=number:2&metadata.all=mesh:f*"), &[2]),
+        (format!("{all}?metadata.all=number:2&metadata.all=mesh:g*"), &[]),
+        ("/v0/jobs".to_owned(), &[3, 2, 1, 0]),
+        ("/v0/jobs?sort=-created_at&limit=1".to_owned(), &[3]),
+        ("/v0/jobs?sort=created_at&limit=3".to_owned(), &[0, 1, 2]),
+        ("/v0/jobs?solver=*/sleeper&version=2.1.1".to_owned(), &[2, 0]),
+        ("/v0/jobs?solver=*/nothing".to_owned(), &[]),
+        ("/v0/jobs?version=2.1.?".to_owned(), &[3, 2, 1, 0]),
+        ("/v0/jobs?state=SUCCESS&state=FAILED".to_owned(), &[1]),
+        ("/v0/jobs?metadata=number=3&metadata=mesh=fine".to_owned(), &[3]),
+        (format!("/v0/jobs?created_from={middle}"), &[3, 2]),
+        (format!("/v0/jobs?created_before={middle}&sort=created_at"), &[0, 1]),
+    ] {
+        let page = app.get(&query).await;
+        assert_eq!(page.status, 200, "{query}: {page}");
+        let page = page.json();
+        let items = page["items"].as_array().unwrap();
+        let place =
+            |job: &Json| jobs.iter().position(|path| path.ends_with(text(job, "/id"))).unwrap();
+        assert_eq!(items.iter().map(place).collect::<Vec<_>>(), expected, "{query}");
+        if !query.contains("limit") {
+            assert_eq!(page["total"], expected.len(), "{query}");
+        }
+        for item in items {
+            let path = &jobs[place(item)];
+            let mut job = app.get(path).await.json();
+            if query.starts_with("/v0/jobs") {
+                job["status"] = app.post(&format!("{path}:inspect")).await.json();
+            }
+            assert_eq!(*item, job, "{query}");
+        }
+    }
+
+    let ids: Vec<_> =
+        [3, 1].iter().map(|&at: &usize| jobs[at].rsplit('/').next().unwrap()).collect();
+    let statuses = app.post_json("/v0/jobs:inspect", &json!({"job_ids": ids})).await.json();
+    let mut expected = Vec::new();
+    for at in [3, 1] {
+        expected.push(app.post(&format!("{}:inspect", jobs[at])).await.json());
+    }
+    assert_eq!(statuses, json!({"items": expected}));
+    let many = json!({"job_ids": vec![ids[0]; 1000]});
+    let statuses = app.post_json("/v0/jobs:inspect", &many).await.json();
+    assert_eq!(statuses["items"].as_array().unwrap().len(), 1000);
+    let too_many = json!({"job_ids": vec![ids[0]; 1001]});
+    assert_eq!(app.post_json("/v0/jobs:inspect", &too_many).await.status, 422);
+
+    let query = format!("?job_ids={}&job_ids={}", ids[0], ids[1]);
+    let notes = app.get(&format!("{all}/metadata:batchGet{query}")).await.json();
+    let mut expected = Vec::new();
+    for at in [3, 1] {
+        expected.push(app.get(&format!("{}/metadata", jobs[at])).await.json());
+    }
+    assert_eq!(notes, json!({"items": expected}));
+    let query = format!("?{}", format!("job_ids={}&", ids[0]).repeat(51));
+    assert_eq!(app.get(&format!("{all}/metadata:batchGet{query}")).await.status, 422);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_without_its_assets_keeps_status_and_notes() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let job = app.create(&release, json!({"input_2": 0})).await;
+    let assets = format!("{job}/assets");
+    assert_eq!(app.delete(&assets).await.status, 409, "it has not even begun");
+    app.post(&format!("{job}:start")).await;
+    let status = app.wait_for_end(&job).await;
+    let results = app.get(&format!("{job}/outputs")).await.json();
+    let file = format!("/v0/files/{}", text(&results, "/results/output_1/id"));
+    let links = [
+        app.get(&format!("{job}/outputs/logfile")).await,
+        app.get(&format!("{file}/content")).await,
+    ];
+    let notes = app.get(&format!("{job}/metadata")).await.json();
+
+    for _ in 0..2 {
+        assert_eq!(app.delete(&assets).await.to_string().trim(), "204 No Content");
+    }
+    assert_eq!(app.post(&format!("{job}:inspect")).await.json(), status);
+    assert_eq!(app.get(&format!("{job}/metadata")).await.json(), notes);
+    assert_eq!(app.get(&job).await.status, 200);
+    for refused in
+        [app.post(&format!("{job}:start")).await, app.get(&format!("{job}/outputs")).await]
+    {
+        assert_eq!(refused.status, 409, "{refused}");
+        assert_eq!(refused.json()["code"], "assets_deleted");
+    }
+    let log = app.get(&format!("{job}/outputs/logfile")).await;
+    assert_eq!((log.status.as_u16(), log.json()["code"].as_str()), (404, Some("not_found")));
+    assert_eq!(app.get(&format!("{job}/logstream")).await.text(), "");
+    assert_eq!(app.get(&file).await.status, 404);
+    for link in links {
+        let content = answer(app.anonymous_url(link.header(&LOCATION).unwrap())).await;
+        assert_eq!(content.status, 404, "the object is gone as well: {content}");
+    }
+    assert_eq!(app.delete(&job).await.status, 204);
+    assert_eq!(app.delete(&assets).await.status, 404);
     app.stop().await;
 }
 
