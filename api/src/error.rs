@@ -95,6 +95,24 @@ pub enum Errors {
         description = "The request breaks a rule; the errors name the field, the value and the rule."
     )]
     Invalid(ErrorBody),
+    /// The body is larger than is accepted.
+    #[response(status = 413, description = "The body is larger than is accepted.")]
+    TooLarge(ErrorBody),
+    /// Too many requests.
+    #[response(
+        status = 429,
+        description = "Too many requests; try again after the time that the header Retry-After names."
+    )]
+    TooMany(ErrorBody),
+    /// Something that the service needs does not answer.
+    #[response(status = 502, description = "Something that the service needs does not answer.")]
+    BadGateway(ErrorBody),
+    /// Not now.
+    #[response(
+        status = 503,
+        description = "Not now; try again after the time that the header Retry-After names."
+    )]
+    Unavailable(ErrorBody),
     /// The service failed.
     #[response(
         status = 500,

@@ -5,6 +5,8 @@
 mod create;
 mod logs;
 
+use std::collections::HashMap;
+
 use actix_web::{
     HttpRequest, HttpResponse, delete, get,
     http::{StatusCode, header},
@@ -16,10 +18,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{
     IntoParams, PartialSchema, ToSchema,
     openapi::{
-        ArrayBuilder, ObjectBuilder, Ref, RefOr, Schema,
+        ArrayBuilder, KnownFormat, ObjectBuilder, Ref, RefOr, Schema, SchemaFormat,
         schema::{AnyOfBuilder, SchemaType, Type},
     },
 };
+use uuid::Uuid;
 
 pub use create::Rules;
 
@@ -29,20 +32,21 @@ use crate::{
     domain::{
         file::FileRef,
         id::JobId,
-        job::{Job as DomainJob, JobError, JobState},
+        job::{Job as DomainJob, JobError, JobState, RunningState},
         solver::{SolverKey, Version},
         time::now,
         value::Values,
     },
     error::{ApiError, ErrorCode, Errors, FieldError, Result},
+    files::Content,
     objects::Objects,
     paging::{Page, Paging},
-    request::{BaseUrl, Body, Params, from_request},
+    request::{BaseUrl, Body, OptionalBody, Params, from_request},
     solvers::{ReleasePath, release_path},
     store::Db,
 };
 
-from_request!(JobPath, CreateQuery);
+from_request!(JobPath, CreateQuery, Parent, StartQuery);
 
 /// A page of jobs. An alias, because utoipa would look for a derive on `Page<Job>`.
 type JobPage = Page<Job>;
@@ -116,6 +120,78 @@ impl CreateQuery {
     }
 }
 
+/// What oSPARC's clients say about the job in which they run themselves.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "checked, then without effect")]
+pub struct Parent {
+    /// The study that creates the job; without effect here.
+    #[param(rename = "x-simcore-parent-project-uuid", value_type = Option<uuid::Uuid>)]
+    project: Option<Uuid>,
+    /// The node of that study; without effect here.
+    #[param(rename = "x-simcore-parent-node-id", value_type = Option<uuid::Uuid>)]
+    node: Option<Uuid>,
+}
+
+impl Parent {
+    fn of(request: &HttpRequest) -> Result<Self> {
+        let params = Params::of_headers(request)?;
+        let uuid = |name: &str| {
+            params.get(name, "must be a UUID", |text| match text {
+                "null" => Ok(None),
+                text => text.parse().map(Some),
+            })
+        };
+        Ok(Self {
+            project: uuid("x-simcore-parent-project-uuid")?.flatten(),
+            node: uuid("x-simcore-parent-node-id")?.flatten(),
+        })
+    }
+}
+
+/// How a job is started.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct StartQuery {
+    /// A cluster of oSPARC's; without effect here.
+    #[param(minimum = 0)]
+    #[deprecated]
+    #[expect(dead_code, reason = "checked, then without effect")]
+    cluster_id: Option<u64>,
+}
+
+impl StartQuery {
+    fn of(request: &HttpRequest) -> Result<Self> {
+        let params = Params::of_query(request)?;
+        let digits = |text: &str| {
+            let number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            // Any number will do.
+            if number { Ok(text.parse().unwrap_or(u64::MAX)) } else { Err(()) }
+        };
+        #[expect(deprecated, reason = "clients may send it")]
+        Ok(Self { cluster_id: params.get("cluster_id", "must be a number from 0", digits)? })
+    }
+}
+
+/// How a job's files were encrypted.
+#[derive(Deserialize, ToSchema)]
+pub struct JobEncryptionInputs {
+    /// The key.
+    #[serde(rename = "root_key")]
+    #[schema(format = "password")]
+    _root_key: String,
+    /// Encrypted files by port.
+    #[serde(default, rename = "input_port_to_file_id")]
+    #[schema(value_type = HashMap<String, FileIdText>)]
+    _input_port_to_file_id: HashMap<String, String>,
+}
+
+/// A file's id, as text.
+#[derive(ToSchema)]
+#[schema(as = FileIDStr, min_length = 1, max_length = 65535)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub struct FileIdText(String);
+
 /// Values of a job's inputs.
 #[derive(Deserialize, ToSchema)]
 #[schema(example = json!({"values": {"input_2": 3, "input_3": false}}))]
@@ -140,13 +216,13 @@ pub struct Job {
     #[schema(pattern = r"^([^\s/]+/?){1,10}$")]
     runner_name: String,
     /// This job.
-    #[schema(format = "uri")]
+    #[schema(format = "uri", min_length = 1, max_length = 2083, required)]
     url: Option<String>,
     /// The release that runs.
-    #[schema(format = "uri")]
+    #[schema(format = "uri", min_length = 1, max_length = 2083, required)]
     runner_url: Option<String>,
     /// The job's outputs.
-    #[schema(format = "uri")]
+    #[schema(format = "uri", min_length = 1, max_length = 2083, required)]
     outputs_url: Option<String>,
 }
 
@@ -177,6 +253,7 @@ impl Job {
 pub struct JobStatus {
     #[schema(value_type = uuid::Uuid)]
     job_id: JobId,
+    #[schema(value_type = RunningState)]
     state: JobState,
     /// Percent; never falls, and is 100 in every final state.
     #[schema(minimum = 0, maximum = 100)]
@@ -223,7 +300,7 @@ pub struct JobMetadata {
     #[schema(value_type = HashMap<String, MetaValueType>)]
     metadata: Values,
     /// These notes.
-    #[schema(format = "uri")]
+    #[schema(format = "uri", min_length = 1, max_length = 2083, required)]
     url: Option<String>,
 }
 
@@ -251,7 +328,7 @@ pub struct JobMetadataUpdate {
 #[derive(ToSchema)]
 #[schema(as = KeywordArguments)]
 #[expect(dead_code, clippy::zero_sized_map_values, reason = "only its schema is used")]
-pub struct KeywordArguments(std::collections::HashMap<String, ArgumentTypes>);
+pub struct KeywordArguments(HashMap<String, ArgumentTypes>);
 
 /// What a port takes: a file, a number, a truth value, text, a list, or nothing.
 pub struct ArgumentTypes;
@@ -268,14 +345,16 @@ impl ToSchema for ArgumentTypes {
 
 impl PartialSchema for ArgumentTypes {
     fn schema() -> RefOr<Schema> {
+        let list =
+            ArrayBuilder::new().items(ObjectBuilder::new().schema_type(SchemaType::AnyValue));
         [Type::Number, Type::Integer, Type::Boolean, Type::String]
             .into_iter()
             .fold(
                 AnyOfBuilder::new().item(Ref::from_schema_name(FileRef::name())),
                 |union, plain| union.item(ObjectBuilder::new().schema_type(plain)),
             )
-            .item(ArrayBuilder::new().items(ObjectBuilder::new().schema_type(SchemaType::AnyValue)))
-            .item(ObjectBuilder::new().schema_type(Type::Null))
+            // Null stands with the list: as a member of its own it would make Go's generator write pointers to interfaces.
+            .item(list.schema_type(SchemaType::from_iter([Type::Array, Type::Null])))
             .into()
     }
 }
@@ -284,11 +363,15 @@ impl ToSchema for MetaValueType {}
 
 impl PartialSchema for MetaValueType {
     fn schema() -> RefOr<Schema> {
-        [Type::Boolean, Type::Integer, Type::Number, Type::String]
-            .into_iter()
-            .fold(AnyOfBuilder::new(), |union, plain| {
-                union.item(ObjectBuilder::new().schema_type(plain))
-            })
+        // Without formats, Go's generator would take 32 bits for each.
+        let wide = |plain: Type, format: KnownFormat| {
+            ObjectBuilder::new().schema_type(plain).format(Some(SchemaFormat::KnownFormat(format)))
+        };
+        AnyOfBuilder::new()
+            .item(ObjectBuilder::new().schema_type(Type::Boolean))
+            .item(wide(Type::Integer, KnownFormat::Int64))
+            .item(wide(Type::Number, KnownFormat::Double))
+            .item(ObjectBuilder::new().schema_type(Type::String))
             .into()
     }
 }
@@ -297,11 +380,12 @@ impl PartialSchema for MetaValueType {
 ///
 /// Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is
 /// accepted and delivered as it is. Values for unknown ports are noted in the job's log.
-#[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery), request_body = JobInputs, responses((status = 201, description = "The job, not started.", body = Job), Errors))]
+#[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery, Parent), request_body = JobInputs, responses((status = 201, description = "The job, not started.", body = Job), Errors))]
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs")]
 pub async fn create_solver_job(
     path: ReleasePath,
     _query: CreateQuery,
+    _parent: Parent,
     body: Body<JobInputs>,
     caller: Caller,
     base: BaseUrl,
@@ -356,20 +440,32 @@ async fn page(
 
 /// Start a job.
 ///
-/// Queues it. Starting it again changes nothing and answers 200.
-#[utoipa::path(tag = "jobs", params(JobPath), responses(
+/// Queues it. Starting it again changes nothing and answers 200. No body is needed.
+#[utoipa::path(tag = "jobs", params(JobPath, StartQuery), request_body = Option<JobEncryptionInputs>, responses(
     (status = 202, description = "Queued.", body = JobStatus),
     (status = 200, description = "It was started before.", body = JobStatus),
+    (status = 409, description = "Encrypted files cannot be read here.", body = crate::error::ErrorBody),
     Errors
 ))]
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}:start")]
 pub async fn start_job(
     path: JobPath,
+    _query: StartQuery,
+    encryption: OptionalBody<JobEncryptionInputs>,
     caller: Caller,
     db: Data<Db>,
     wake: Data<Wake>,
 ) -> Result<HttpResponse> {
     path.load(&caller, &db).await?;
+    if encryption.0.is_some() {
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!(
+                "job `{}` cannot be started with `root_key`: this service reads no encrypted files",
+                path.job_id
+            ),
+        ));
+    }
     let (job, first) = db.job_publish(path.job_id, caller.id(), now()).await?;
     wake.notify();
     let status = if first { StatusCode::ACCEPTED } else { StatusCode::OK };
@@ -427,7 +523,7 @@ pub async fn get_job_outputs(
 ///
 /// A zip with one text file. There is none before the job has ended.
 #[utoipa::path(tag = "jobs", params(JobPath), responses(
-    (status = 200, description = "The zip, after following the link.", body = String, content_type = "application/zip"),
+    (status = 200, description = "The zip, after following the link.", body = inline(Content), content_type = "application/zip"),
     (status = 307, description = "Where the zip is.", headers(("location" = String, description = "A link that is good for an hour."))),
     Errors
 ))]
@@ -461,7 +557,7 @@ pub async fn get_job_output_logfile(
 ///
 /// From its first line to its end, one JSON object per line; several readers may follow.
 #[utoipa::path(tag = "jobs", params(JobPath), responses(
-    (status = 200, description = "Log lines as they come.", body = logs::JobLog, content_type = "application/x-ndjson"),
+    (status = 200, description = "Lines as they come, each a JobLog; if it breaks off, the last one is an ErrorGet.", body = inline(logs::Lines), content_type = "application/x-ndjson"),
     Errors
 ))]
 #[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/logstream")]

@@ -63,6 +63,15 @@ impl Params {
         Ok(Self { place: "query", values })
     }
 
+    /// The headers, as far as they are text.
+    #[expect(clippy::unnecessary_wraps, reason = "the signature is that of the others")]
+    pub fn of_headers(request: &HttpRequest) -> Result<Self> {
+        let values = request.headers().iter().map(|(name, value)| {
+            (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        });
+        Ok(Self { place: "header", values: values.collect() })
+    }
+
     /// A parameter that may be absent.
     pub fn get<T, E>(
         &self,
@@ -125,26 +134,52 @@ impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
     type Future = Pin<Box<dyn Future<Output = Result<Self>>>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let bytes = Bytes::from_request(request, payload);
-        let declared = request
-            .headers()
-            .get(header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse().ok());
-        Box::pin(async move {
-            if declared.is_some_and(|length: usize| length > BODY_LIMIT) {
-                return Err(too_large());
+        let body = read(request, payload);
+        Box::pin(
+            async move { parse(&body.await?).map(Self).map_err(|error| ApiError::from(*error)) },
+        )
+    }
+}
+
+/// The whole body, if it is not too large.
+fn read(
+    request: &HttpRequest,
+    payload: &mut Payload,
+) -> impl Future<Output = Result<Bytes>> + 'static {
+    let bytes = Bytes::from_request(request, payload);
+    let declared = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    async move {
+        if declared.is_some_and(|length: usize| length > BODY_LIMIT) {
+            return Err(too_large());
+        }
+        bytes.await.map_err(|error| match error.as_error::<PayloadError>() {
+            Some(PayloadError::Overflow) => too_large(),
+            _ => {
+                FieldError::new("body", &["body"], Json::Null, &format!("cannot be read: {error}"))
+                    .into()
             }
-            let bytes = bytes.await.map_err(|error| match error.as_error::<PayloadError>() {
-                Some(PayloadError::Overflow) => too_large(),
-                _ => FieldError::new(
-                    "body",
-                    &["body"],
-                    Json::Null,
-                    &format!("cannot be read: {error}"),
-                )
-                .into(),
-            })?;
-            parse(&bytes).map(Self).map_err(|error| ApiError::from(*error))
+        })
+    }
+}
+
+/// A JSON body that may be absent, or null.
+pub struct OptionalBody<T>(pub Option<T>);
+
+impl<T: DeserializeOwned + 'static> FromRequest for OptionalBody<T> {
+    type Error = ApiError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let body = read(request, payload);
+        Box::pin(async move {
+            let bytes = body.await?;
+            if bytes.trim_ascii().is_empty() || bytes.trim_ascii() == b"null" {
+                return Ok(Self(None));
+            }
+            parse(&bytes).map(|body| Self(Some(body))).map_err(|error| ApiError::from(*error))
         })
     }
 }

@@ -8,17 +8,25 @@ use actix_web::{
 };
 use serde::Serialize;
 
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{
+    IntoParams, ToSchema,
+    openapi::{Object, ObjectBuilder, schema::Type},
+};
 
 use crate::{
     auth::Caller,
     domain::solver::{Port, Release, SolverKey, Version},
-    error::{Errors, Result},
+    error::{ApiError, ErrorCode, Errors, Result},
     request::{BaseUrl, Params, from_request},
     store::Db,
 };
 
 from_request!(SolverPath, ReleasePath);
+
+/// Schema of a version.
+pub fn version_schema() -> Object {
+    ObjectBuilder::new().schema_type(Type::String).pattern(Some(Version::PATTERN)).build()
+}
 
 /// Names a solver in a path.
 #[derive(IntoParams)]
@@ -59,7 +67,17 @@ impl ReleasePath {
     /// Reads both from a path's parameters.
     pub fn read(params: &Params) -> Result<Self> {
         let solver_key = SolverPath::key(params)?;
-        Ok(Self { solver_key, version: params.need("version", Version::RULE, Version::parse)? })
+        let known = |text: &str| {
+            Version::parse(text).map(Some).or_else(|rule| {
+                // It names no release, but it is not wrong either.
+                if Version::is_well_formed(text) { Ok(None) } else { Err(rule) }
+            })
+        };
+        let version = params.need("version", Version::RULE, known)?;
+        let version = version.ok_or_else(|| {
+            ApiError::new(ErrorCode::NotFound, format!("{solver_key} has no such version"))
+        })?;
+        Ok(Self { solver_key, version })
     }
 }
 
@@ -74,6 +92,7 @@ pub struct Solver {
     /// Key of the solver.
     id: String,
     /// Semantic version.
+    #[schema(schema_with = version_schema)]
     version: String,
     #[schema(max_length = 100)]
     title: String,
@@ -82,7 +101,7 @@ pub struct Solver {
     /// E-mail address of whoever answers for it.
     maintainer: String,
     /// This release.
-    #[schema(format = "uri")]
+    #[schema(format = "uri", min_length = 1, max_length = 2083, required)]
     url: Option<String>,
     /// The version as its authors call it.
     version_display: Option<String>,
@@ -134,6 +153,7 @@ pub enum PortKind {
 pub struct SolverPorts {
     /// Inputs, then outputs, as they were declared.
     items: Vec<SolverPort>,
+    #[schema(value_type = Option<u64>)]
     total: Option<usize>,
 }
 
