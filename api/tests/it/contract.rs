@@ -93,17 +93,21 @@ impl<'a> Schemas<'a> {
         let mut kinds: Vec<_> = members.iter().map(|(member, _)| kind(member)).collect();
         kinds.sort_unstable();
         kinds.dedup();
+        if kinds.contains(&"number".to_owned()) {
+            kinds.retain(|kind| kind != "integer");
+        }
         if nullable {
             kinds.push("null".to_owned());
         }
         facts.insert(place.to_owned(), kinds.join(" or "));
+        let objects = members.iter().filter(|(member, _)| member["properties"].is_object()).count();
         for (member, name) in &members {
             if name.is_some_and(|name| within.contains(&name)) {
                 continue;
             }
             let within: Vec<_> = within.iter().copied().chain(*name).collect();
-            // The members of a union are told apart by their names.
-            let of = name.filter(|_| members.len() > 1).map(|name| format!("<{name}>"));
+            // The objects of a union are told apart by their names.
+            let of = name.filter(|_| objects > 1).map(|name| format!("<{name}>"));
             let place = format!("{place}{}", of.unwrap_or_default());
             let nested = |schema: &Json, place: String, facts: &mut Facts| {
                 let mut deeper = Facts::new();
