@@ -7,3 +7,4 @@ mod http;
 mod openapi;
 mod store;
 mod support;
+mod validation;
