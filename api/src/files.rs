@@ -27,7 +27,7 @@ use crate::{
     objects::{self, Objects},
     paging::{Page, Paging},
     report::chain,
-    request::{Body, Params, from_request},
+    request::{Body, Params, from_request, whole},
     store::Db,
 };
 
@@ -103,6 +103,7 @@ pub struct UserFile {
     filename: String,
     /// Bytes.
     #[schema(maximum = 53681722490880i64)]
+    #[serde(deserialize_with = "whole")]
     filesize: u64,
     /// SHA-256 of the content, hexadecimal.
     #[schema(pattern = "^[a-fA-F0-9]{64}$")]
@@ -115,7 +116,7 @@ pub struct UserFile {
     _program_version: Option<String>,
     /// The job that the file is for; without effect here.
     #[serde(default, rename = "job_id")]
-    _job_id: Option<uuid::Uuid>,
+    _job_id: Option<String>,
     /// Where the file goes in that job's workspace; without effect here.
     #[serde(default, rename = "workspace_path")]
     _workspace_path: Option<String>,
@@ -174,6 +175,7 @@ pub struct FileUploadCompletionBody {
 pub struct UploadedPart {
     /// From 1.
     #[schema(minimum = 1)]
+    #[serde(deserialize_with = "whole")]
     number: i32,
     /// The entity tag that the object store answered.
     e_tag: String,

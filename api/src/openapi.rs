@@ -1,5 +1,6 @@
 //! The OpenAPI document: its head here, its body from the served routes.
 
+mod links;
 mod version_3_0;
 
 use actix_web::App;
@@ -72,6 +73,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
             }
         }
     }
+    links::add(&mut document);
     document
 }
 

@@ -6,7 +6,10 @@ use actix_web::{
     FromRequest, HttpRequest, dev::Payload, error::PayloadError, http::header, web::Bytes,
 };
 use percent_encoding::percent_decode_str;
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error as _},
+};
 use serde_json::Value as Json;
 use serde_path_to_error::Segment;
 
@@ -182,6 +185,20 @@ impl<T: DeserializeOwned + 'static> FromRequest for OptionalBody<T> {
             parse(&bytes).map(|body| Self(Some(body))).map_err(|error| ApiError::from(*error))
         })
     }
+}
+
+/// Reads a whole number as JSON Schema has it: `3.0` is one.
+pub fn whole<'de, D: Deserializer<'de>, T: TryFrom<i64>>(deserializer: D) -> Result<T, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    #[expect(clippy::cast_possible_truncation, reason = "checked by the comparison")]
+    let exact = |float: f64| {
+        // 2^53: beyond, floats leave out numbers.
+        (float.fract() == 0.0 && float.abs() <= 9_007_199_254_740_992.0).then_some(float as i64)
+    };
+    let found = number.as_i64().or_else(|| number.as_f64().and_then(exact));
+    found
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| D::Error::custom(format!("`{number}` must be a whole number in range")))
 }
 
 fn too_large() -> ApiError {
