@@ -102,7 +102,7 @@ pub struct UserFile {
     )]
     filename: String,
     /// Bytes.
-    #[schema(maximum = 53681722490880i64)]
+    #[schema(maximum = 53_681_722_490_880_i64)]
     #[serde(deserialize_with = "whole")]
     filesize: u64,
     /// SHA-256 of the content, hexadecimal.

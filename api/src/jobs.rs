@@ -135,7 +135,7 @@ pub struct Parent {
 
 impl Parent {
     fn of(request: &HttpRequest) -> Result<Self> {
-        let params = Params::of_headers(request)?;
+        let params = Params::of_headers(request);
         let uuid = |name: &str| {
             params.get(name, "must be a UUID", |text| match text {
                 "null" => Ok(None),
@@ -385,8 +385,7 @@ impl PartialSchema for MetaValueType {
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs")]
 pub async fn create_solver_job(
     path: ReleasePath,
-    _query: CreateQuery,
-    _parent: Parent,
+    _: (CreateQuery, Parent),
     body: Body<JobInputs>,
     caller: Caller,
     base: BaseUrl,

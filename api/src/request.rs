@@ -67,12 +67,11 @@ impl Params {
     }
 
     /// The headers, as far as they are text.
-    #[expect(clippy::unnecessary_wraps, reason = "the signature is that of the others")]
-    pub fn of_headers(request: &HttpRequest) -> Result<Self> {
+    pub fn of_headers(request: &HttpRequest) -> Self {
         let values = request.headers().iter().map(|(name, value)| {
             (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
         });
-        Ok(Self { place: "header", values: values.collect() })
+        Self { place: "header", values: values.collect() }
     }
 
     /// A parameter that may be absent.

@@ -15,7 +15,7 @@ import (
 	"fmt"
 )
 
-// RunningState Where a job stands: from NOT_STARTED by PUBLISHED, PENDING and STARTED to SUCCESS, FAILED or ABORTED.
+// RunningState Where a job stands.
 type RunningState string
 
 // List of RunningState

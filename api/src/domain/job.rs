@@ -59,7 +59,7 @@ impl fmt::Display for JobState {
     }
 }
 
-/// Where a job stands: from NOT_STARTED by PUBLISHED, PENDING and STARTED to SUCCESS, FAILED or ABORTED.
+/// Where a job stands.
 // Only its schema is used: clients are to know all of oSPARC's names.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -335,7 +335,7 @@ mod tests {
     fn job() -> Job {
         Job::new(
             UserId(1),
-            SolverKey::parse("simcore/services/comp/a").unwrap(),
+            SolverKey::parse("simcore/services/comp/aa").unwrap(),
             "1.0.0".into(),
             String::new(),
             now(),

@@ -41,7 +41,7 @@ fn convert(mut document: Json) -> Json {
         ("", &["jsonSchemaDialect", "webhooks"]),
     ] {
         if let Some(Json::Object(fields)) = document.pointer_mut(place) {
-            words.iter().for_each(|word| drop(fields.remove(*word)));
+            fields.retain(|name, _| !words.contains(&name.as_str()));
         }
     }
     if let Some(Json::Object(schemas)) = document.pointer_mut("/components/schemas") {
@@ -85,7 +85,7 @@ fn schema(node: &mut Json) {
                 .flatten()
                 .for_each(|(_, property)| schema(property)),
             "allOf" | "anyOf" | "oneOf" => {
-                value.as_array_mut().into_iter().flatten().for_each(schema)
+                value.as_array_mut().into_iter().flatten().for_each(schema);
             }
             "items" | "not" => schema(value),
             "additionalProperties" if value.is_object() => schema(value),
@@ -157,13 +157,12 @@ fn unions(fields: &mut Map<String, Json>) {
         if members.len() == 1 {
             let member = members.remove(0);
             fields.shift_remove(word);
-            match member {
-                Json::Object(only) if !only.contains_key("$ref") => {
-                    for (name, value) in only {
-                        fields.entry(name).or_insert(value);
-                    }
+            if member.get("$ref").is_some() {
+                fields.insert("allOf".to_owned(), json!([member]));
+            } else if let Json::Object(only) = member {
+                for (name, value) in only {
+                    fields.entry(name).or_insert(value);
                 }
-                reference => drop(fields.insert("allOf".to_owned(), json!([reference]))),
             }
         }
         fields.insert("nullable".to_owned(), json!(true));

@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 class RunningState(str, Enum):
     """
-    Where a job stands: from NOT_STARTED by PUBLISHED, PENDING and STARTED to SUCCESS, FAILED or ABORTED.
+    Where a job stands.
     """
 
     """

@@ -20,7 +20,6 @@ import json
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, field_validator
 from typing import Any, ClassVar, Dict, List, Optional
 from typing_extensions import Annotated
-from uuid import UUID
 from typing import Optional, Set
 from typing_extensions import Self
 from pydantic_core import to_jsonable_python
@@ -31,7 +30,7 @@ class UserFile(BaseModel):
     """ # noqa: E501
     filename: Annotated[str, Field(strict=True, max_length=255)] = Field(description="Name without folders.")
     filesize: Annotated[int, Field(le=53681722490880, strict=True, ge=0)] = Field(description="Bytes.")
-    job_id: Optional[UUID] = Field(default=None, description="The job that the file is for; without effect here.")
+    job_id: Optional[StrictStr] = Field(default=None, description="The job that the file is for; without effect here.")
     program_key: Optional[StrictStr] = Field(default=None, description="Key of the program whose job the file is for; without effect here.")
     program_version: Optional[StrictStr] = Field(default=None, description="Version of that program; without effect here.")
     sha256_checksum: Annotated[str, Field(strict=True)] = Field(description="SHA-256 of the content, hexadecimal.")

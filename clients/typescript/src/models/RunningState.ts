@@ -14,7 +14,7 @@
 
 
 /**
- * Where a job stands: from NOT_STARTED by PUBLISHED, PENDING and STARTED to SUCCESS, FAILED or ABORTED.
+ * Where a job stands.
  * @export
  */
 export const RunningState = {
