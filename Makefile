@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test bench lint build images
+.PHONY: help demo serve test bench lint build images clients fuzz
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 SOLVER ?= sleeper
@@ -40,6 +40,20 @@ test: ## Run all checks and tests
 	@$(MAKE) --no-print-directory checks
 	url=$$(scripts/postgres.sh) && REQUIRE_POSTGRES=1 SOLVERD_TEST_POSTGRES_URL=$$url cargo test --locked --workspace
 	python=$$(scripts/python.sh) && SOLVERD_BIN=$(SOLVERD) $$python -m pytest tests/client
+	SOLVERD_BIN=$(SOLVERD) clients/check.sh
+	SOLVERD_BIN=$(SOLVERD) scripts/fuzz.sh 5
+
+clients: ## Generate the clients anew from openapi/openapi.json and compile them
+	@clients/generate.sh
+	@clients/check.sh compile
+
+FUZZ ?= 200
+fuzz: ## Fuzz the API on both databases (FUZZ=examples per operation)
+	@scripts/rust.sh
+	@scripts/docker.sh
+	@scripts/images.sh sleeper
+	cargo build --locked --package solverd --bin solverd
+	@SOLVERD_BIN=$(SOLVERD) scripts/fuzz.sh $(FUZZ) $$RANDOM
 
 bench: build ## Time one trivial job beside the engine's own run of the same image, and lists of 1 000 and 1 000 000 jobs
 	@scripts/docker.sh

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs a program against a service of its own, which is gone afterwards: with_service.sh IMAGE PROGRAM [ARGUMENT...].
 # IMAGE is published; PROGRAM finds the service like oSPARC's client does, in OSPARC_API_BASE_URL, _KEY and _SECRET.
+# Its database is SQLite, unless SERVICE_DATABASE_URL names another one.
 # Expects what `make demo` sets up: solverd itself and the image.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
@@ -16,6 +17,7 @@ random() { od -An -N "$1" -tx1 /dev/urandom | tr -d ' \n'; }
 for name in ${!SOLVERD_*} ${!OSPARC_*}; do unset "$name"; done
 data=$(mktemp -d "$CACHE/service.XXXXXX")
 export SOLVERD_LISTEN=127.0.0.1:0 SOLVERD_S3_LISTEN=127.0.0.1:0 SOLVERD_DATA_DIR=$data/data
+[ -z "${SERVICE_DATABASE_URL:-}" ] || export SOLVERD_DATABASE_URL=$SERVICE_DATABASE_URL
 export SOLVERD_BOOTSTRAP_EMAIL=demo@example.com SOLVERD_BOOTSTRAP_KEY SOLVERD_BOOTSTRAP_SECRET
 SOLVERD_BOOTSTRAP_KEY=$(random 8)
 SOLVERD_BOOTSTRAP_SECRET=$(random 32)

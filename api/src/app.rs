@@ -18,7 +18,6 @@ use actix_web::{
 use anyhow::{Context, anyhow, bail};
 use solverd_runner::engine::Docker;
 use tokio_util::sync::CancellationToken;
-use utoipa::OpenApi as _;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
 use uuid::Uuid;
@@ -137,10 +136,10 @@ impl App {
         let pool = db.clone();
         let closing = Data::new(shutdown.clone());
         let in_flight = Data::new(InFlight::default());
+        let document = openapi::document();
         let server = HttpServer::new(move || {
-            let (app, document) = actix_web::App::new()
+            let app = actix_web::App::new()
                 .into_utoipa_app()
-                .openapi(openapi::Head::openapi())
                 .app_data(Data::new(db.clone()))
                 .app_data(Data::new(objects.clone()))
                 .app_data(Data::new(wake.clone()))
@@ -151,13 +150,14 @@ impl App {
                 .app_data(PublicUrl(public_url.clone()))
                 .app_data(PayloadConfig::new(BODY_LIMIT))
                 .configure(routes::routes)
-                .split_for_parts();
+                .into_app();
             app.wrap(from_fn(limit))
                 .wrap(from_fn(authenticate))
                 .route("/health", web::get().to(meta::health))
                 .route("/", web::get().to(to_docs))
                 .route("/docs", web::get().to(to_docs))
-                .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", document))
+                .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", document.clone()))
+                .route("/openapi-3.0.json", web::get().to(openapi::version_3_0))
                 .default_service(web::to(default_route))
         })
         .disable_signals()

@@ -21,7 +21,7 @@ use crate::{
         id::UserId,
         user::{User, secret_hash},
     },
-    error::{ApiError, ErrorCode, Result},
+    error::{ApiError, ErrorCode, Result, check_method},
     store::Db,
 };
 
@@ -53,11 +53,11 @@ pub async fn authenticate<B: MessageBody>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, actix_web::Error> {
-    let closed =
-        request.match_pattern().is_some_and(|route| route.starts_with("/v0/") && route != OPEN);
-    if closed {
+    let route = request.match_pattern().filter(|route| route.starts_with("/v0/") && route != OPEN);
+    if let Some(route) = route {
         let caller = caller(&request).await?;
         request.extensions_mut().insert(caller);
+        check_method(&route, request.path(), request.method())?;
     }
     next.call(request).await
 }

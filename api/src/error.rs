@@ -105,12 +105,24 @@ pub enum Errors {
         description = "The request breaks a rule; the errors name the field, the value and the rule."
     )]
     Invalid(ErrorBody),
+    /// The body is larger than is accepted.
+    #[response(status = 413, description = "The body is larger than is accepted.")]
+    TooLarge(ErrorBody),
+    /// The request took too long to arrive.
+    #[response(status = 408, description = "The body took too long to arrive.")]
+    TooSlow(ErrorBody),
+    /// Target and headers are larger than is accepted.
+    #[response(status = 431, description = "Target and headers are larger than is accepted.")]
+    HeadTooLarge(ErrorBody),
     /// The caller has too many requests in flight.
     #[response(
         status = 429,
         description = "You have too many requests in flight; try again when `Retry-After` says."
     )]
     TooMany(ErrorBody),
+    /// Something that the service needs does not answer.
+    #[response(status = 502, description = "Something that the service needs does not answer.")]
+    BadGateway(ErrorBody),
     /// Something that the service needs is away for the moment.
     #[response(
         status = 503,
@@ -318,32 +330,51 @@ static PATHS: LazyLock<Vec<(Regex, Vec<Method>)>> = LazyLock::new(|| {
         .collect()
 });
 
+/// The methods of a path, in order. What is spelt out wins over a parameter that would match as well, as in the router.
+fn methods(path: &str) -> Vec<&'static str> {
+    // The router knows the colon before a verb in both spellings.
+    let path = path.replace("%3A", ":").replace("%3a", ":");
+    let matching = || PATHS.iter().filter(|(pattern, _)| pattern.is_match(&path));
+    let spelt_out = matching().any(|(pattern, _)| is_spelt_out(pattern));
+    let all = matching()
+        .filter(|(pattern, _)| is_spelt_out(pattern) == spelt_out)
+        .flat_map(|(_, methods)| methods);
+    let mut names: Vec<_> = all.map(Method::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// Whether the end of a path is a word.
+fn is_spelt_out(pattern: &Regex) -> bool {
+    !pattern.as_str().ends_with("+$")
+}
+
+fn not_allowed(method: &Method, allowed: &[&str]) -> ApiError {
+    let allowed = allowed.join(", ");
+    let message = format!("{method} is not allowed here, only {allowed}");
+    ApiError { allow: Some(allowed), ..ApiError::new(ErrorCode::MethodNotAllowed, message) }
+}
+
+/// Refuses a method that a path does not have, although another route would take it: `DELETE …/jobs/page` deletes no job `page`.
+pub fn check_method(route: &str, path: &str, method: &Method) -> Result<()> {
+    // Only where the end is a word can another route have a parameter.
+    if route.ends_with('}') || route.contains("}:") {
+        return Ok(());
+    }
+    let allowed = methods(path);
+    if allowed.is_empty() || allowed.contains(&method.as_str()) {
+        return Ok(());
+    }
+    Err(not_allowed(method, &allowed))
+}
+
 /// Answers whatever no route has taken: a wrong method, a slash too many, or an unknown path.
 pub async fn default_route(request: HttpRequest) -> Result<HttpResponse> {
     let path = request.path();
-    let methods = |path: &str| -> Vec<&str> {
-        // What is spelt out wins over a parameter that would match as well, as in the router.
-        let literal = format!("^{}$", regex::escape(path));
-        if let Some((_, methods)) = PATHS.iter().find(|(pattern, _)| pattern.as_str() == literal) {
-            return methods.iter().map(Method::as_str).collect();
-        }
-        let all = PATHS
-            .iter()
-            .filter(|(pattern, _)| pattern.is_match(path))
-            .flat_map(|(_, methods)| methods);
-        let mut names: Vec<_> = all.map(Method::as_str).collect();
-        names.sort_unstable();
-        names.dedup();
-        names
-    };
     let allowed = methods(path);
     if !allowed.is_empty() {
-        let message =
-            format!("{} is not allowed here, only {}", request.method(), allowed.join(", "));
-        return Err(ApiError {
-            allow: Some(allowed.join(", ")),
-            ..ApiError::new(ErrorCode::MethodNotAllowed, message)
-        });
+        return Err(not_allowed(request.method(), &allowed));
     }
     if let Some(shorter) = path.strip_suffix('/').filter(|shorter| !methods(shorter).is_empty()) {
         let query = request.query_string();

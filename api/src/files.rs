@@ -9,7 +9,12 @@ use actix_web::{
     web::{Data, Json},
 };
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{
+    IntoParams, PartialSchema, ToSchema,
+    openapi::{
+        ArrayBuilder, KnownFormat, ObjectBuilder, RefOr, Schema, SchemaFormat, schema::Type,
+    },
+};
 
 use crate::{
     auth::Caller,
@@ -22,7 +27,7 @@ use crate::{
     objects::{self, Objects},
     paging::{Page, Paging},
     report::chain,
-    request::{Body, Params, from_request},
+    request::{Body, Params, from_request, whole},
     store::Db,
 };
 
@@ -73,17 +78,48 @@ impl FileFilter {
     }
 }
 
+/// Bytes.
+pub struct Content;
+
+impl ToSchema for Content {}
+
+impl PartialSchema for Content {
+    fn schema() -> RefOr<Schema> {
+        let binary = SchemaFormat::KnownFormat(KnownFormat::Binary);
+        ObjectBuilder::new().schema_type(Type::String).format(Some(binary)).into()
+    }
+}
+
 /// A file about to be uploaded.
+// oSPARC's UserFile and UserFileToProgramJob in one: of a union of them, generated clients would make a third type around both.
 #[derive(Deserialize, ToSchema)]
 #[schema(as = UserFile, example = json!({"filename": "a.txt", "filesize": 12, "sha256_checksum": "d407ad90bb5bb30a7d0b0d37a2cbdd9ecaf2ba9b5a08d3f0b6cd5d8c6a9f3193"}))]
 pub struct UserFile {
     /// Name without folders.
+    #[schema(
+        max_length = 255,
+        pattern = r"^([^./\x00-\x1f\x7f-\x9f]|\.[^./\x00-\x1f\x7f-\x9f]|\.\.[^/\x00-\x1f\x7f-\x9f])[^/\x00-\x1f\x7f-\x9f]*$"
+    )]
     filename: String,
     /// Bytes.
+    #[schema(maximum = 53_681_722_490_880_i64)]
+    #[serde(deserialize_with = "whole")]
     filesize: u64,
     /// SHA-256 of the content, hexadecimal.
     #[schema(pattern = "^[a-fA-F0-9]{64}$")]
     sha256_checksum: String,
+    /// Key of the program whose job the file is for; without effect here.
+    #[serde(default, rename = "program_key")]
+    _program_key: Option<String>,
+    /// Version of that program; without effect here.
+    #[serde(default, rename = "program_version")]
+    _program_version: Option<String>,
+    /// The job that the file is for; without effect here.
+    #[serde(default, rename = "job_id")]
+    _job_id: Option<String>,
+    /// Where the file goes in that job's workspace; without effect here.
+    #[serde(default, rename = "workspace_path")]
+    _workspace_path: Option<String>,
 }
 
 /// Where to send the content of a new file.
@@ -100,8 +136,15 @@ pub struct FileUploadData {
     /// Bytes of every part but the last.
     chunk_size: u64,
     /// One link per part, to be sent by PUT; none for an empty file. They are good until the upload is completed, 12 hours at most.
+    #[schema(schema_with = links)]
     urls: Vec<String>,
     links: UploadLinks,
+}
+
+fn links() -> ArrayBuilder {
+    let uri = SchemaFormat::Custom("uri".to_owned());
+    let link = ObjectBuilder::new().schema_type(Type::String).format(Some(uri)).min_length(Some(1));
+    ArrayBuilder::new().items(link)
 }
 
 /// What to call when the parts have been sent, or will not be.
@@ -113,7 +156,6 @@ pub struct UploadLinks {
 
 /// The end of an upload.
 #[derive(Deserialize, ToSchema)]
-#[schema(as = Body_complete_multipart_upload_v0_files__file_id__complete_post)]
 pub struct CompleteUpload {
     /// As it was announced.
     #[serde(rename = "client_file")]
@@ -133,6 +175,7 @@ pub struct FileUploadCompletionBody {
 pub struct UploadedPart {
     /// From 1.
     #[schema(minimum = 1)]
+    #[serde(deserialize_with = "whole")]
     number: i32,
     /// The entity tag that the object store answered.
     e_tag: String,
@@ -140,7 +183,6 @@ pub struct UploadedPart {
 
 /// The withdrawal of an upload.
 #[derive(Deserialize, ToSchema)]
-#[schema(as = Body_abort_multipart_upload_v0_files__file_id__abort_post)]
 pub struct AbortUpload {
     /// As it was announced.
     #[serde(rename = "client_file")]
@@ -175,7 +217,7 @@ pub async fn get_upload_links(
     db: Data<Db>,
     objects: Data<Objects>,
 ) -> Result<Json<ClientFileUploadData>> {
-    let UserFile { filename, filesize, sha256_checksum } = body.0;
+    let UserFile { filename, filesize, sha256_checksum, .. } = body.0;
     check_filename(&filename)
         .map_err(|rule| FieldError::new("value_error", &["body", "filename"], &filename, &rule))?;
     let sha256 = parse_sha256(&sha256_checksum).map_err(|rule| {
@@ -235,7 +277,7 @@ pub async fn complete_multipart_upload(
 /// Abort an upload.
 ///
 /// Forgets what was sent so far. A file that is complete stays.
-#[utoipa::path(tag = "files", params(FilePath), request_body = AbortUpload, responses((status = 200, description = "Forgotten."), Errors))]
+#[utoipa::path(tag = "files", params(FilePath), request_body = AbortUpload, responses((status = 200, description = "Forgotten; the answer is null.", body = serde_json::Value), Errors))]
 #[post("/v0/files/{file_id:[^/:]+}:abort")]
 pub async fn abort_multipart_upload(
     path: FilePath,
@@ -272,7 +314,7 @@ pub async fn list_files(caller: Caller, db: Data<Db>) -> Result<Json<Vec<FileRef
 ///
 /// Leads to the object store with a link that needs no credentials.
 #[utoipa::path(tag = "files", params(FilePath), responses(
-    (status = 200, description = "The content, after following the link.", body = String, content_type = "application/octet-stream"),
+    (status = 200, description = "The content, after following the link.", body = inline(Content), content_type = "application/octet-stream"),
     (status = 307, description = "Where the content is.", headers(("location" = String, description = "A link that is good for an hour."))),
     Errors
 ))]
@@ -298,7 +340,7 @@ pub async fn get_file(path: FilePath, caller: Caller, db: Data<Db>) -> Result<Js
 /// Delete a file.
 ///
 /// Its content is gone for good. Jobs that have not read it yet will fail.
-#[utoipa::path(tag = "files", params(FilePath), responses((status = 200, description = "Deleted."), Errors))]
+#[utoipa::path(tag = "files", params(FilePath), responses((status = 200, description = "Deleted; the answer is null.", body = serde_json::Value), Errors))]
 #[delete("/v0/files/{file_id:[^/:]+}")]
 pub async fn delete_file(
     path: FilePath,

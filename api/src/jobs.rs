@@ -9,6 +9,8 @@ mod logs;
 mod once;
 mod wait;
 
+use std::collections::HashMap;
+
 use actix_web::{
     HttpRequest, HttpResponse, delete, get,
     http::{StatusCode, header},
@@ -21,10 +23,11 @@ use tokio_util::sync::CancellationToken;
 use utoipa::{
     IntoParams, PartialSchema, ToSchema,
     openapi::{
-        ArrayBuilder, ObjectBuilder, Ref, RefOr, Schema,
-        schema::{AnyOfBuilder, SchemaType, Type},
+        ArrayBuilder, KnownFormat, ObjectBuilder, Ref, RefOr, Schema, SchemaFormat,
+        schema::{AnyOfBuilder, OneOfBuilder, SchemaType, Type},
     },
 };
+use uuid::Uuid;
 
 pub use create::Rules;
 pub use wait::Prefer;
@@ -36,21 +39,21 @@ use crate::{
         file::{File, FileRef},
         filter::JobFilter,
         id::JobId,
-        job::{Job as DomainJob, JobError, JobState},
+        job::{Job as DomainJob, JobError, JobState, RunningState},
         solver::{SolverKey, Version},
         time::now,
         value::Values,
     },
     error::{ApiError, ErrorCode, Errors, FieldError, Result},
-    files::forget,
+    files::{Content, forget},
     objects::Objects,
     paging::{Page, Paging},
-    request::{BaseUrl, Body, Params, from_request},
+    request::{BaseUrl, Body, OptionalBody, Params, from_request},
     solvers::{ReleasePath, release_path},
     store::{Db, Window},
 };
 
-from_request!(JobPath, CreateQuery);
+from_request!(JobPath, CreateQuery, Parent, StartQuery);
 
 /// A page of jobs. An alias, because utoipa would look for a derive on `Page<Job>`.
 type JobPage = Page<Job>;
@@ -127,6 +130,78 @@ impl CreateQuery {
     }
 }
 
+/// What oSPARC's clients say about the job in which they run themselves.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "checked, then without effect")]
+pub struct Parent {
+    /// The study that creates the job; without effect here.
+    #[param(rename = "x-simcore-parent-project-uuid", value_type = Option<uuid::Uuid>)]
+    project: Option<Uuid>,
+    /// The node of that study; without effect here.
+    #[param(rename = "x-simcore-parent-node-id", value_type = Option<uuid::Uuid>)]
+    node: Option<Uuid>,
+}
+
+impl Parent {
+    fn of(request: &HttpRequest) -> Result<Self> {
+        let params = Params::of_headers(request);
+        let uuid = |name: &str| {
+            params.get(name, "must be a UUID", |text| match text {
+                "null" => Ok(None),
+                text => text.parse().map(Some),
+            })
+        };
+        Ok(Self {
+            project: uuid("x-simcore-parent-project-uuid")?.flatten(),
+            node: uuid("x-simcore-parent-node-id")?.flatten(),
+        })
+    }
+}
+
+/// How a job is started.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct StartQuery {
+    /// A cluster of oSPARC's; without effect here.
+    #[param(minimum = 0)]
+    #[deprecated]
+    #[expect(dead_code, reason = "checked, then without effect")]
+    cluster_id: Option<u64>,
+}
+
+impl StartQuery {
+    fn of(request: &HttpRequest) -> Result<Self> {
+        let params = Params::of_query(request)?;
+        let digits = |text: &str| {
+            let number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            // Any number will do.
+            if number { Ok(text.parse().unwrap_or(u64::MAX)) } else { Err(()) }
+        };
+        #[expect(deprecated, reason = "clients may send it")]
+        Ok(Self { cluster_id: params.get("cluster_id", "must be a number from 0", digits)? })
+    }
+}
+
+/// How a job's files were encrypted.
+#[derive(Deserialize, ToSchema)]
+pub struct JobEncryptionInputs {
+    /// The key.
+    #[serde(rename = "root_key")]
+    #[schema(format = "password")]
+    _root_key: String,
+    /// Encrypted files by port.
+    #[serde(default, rename = "input_port_to_file_id")]
+    #[schema(value_type = HashMap<String, FileIdText>)]
+    _input_port_to_file_id: HashMap<String, String>,
+}
+
+/// A file's id, as text.
+#[derive(ToSchema)]
+#[schema(as = FileIDStr, min_length = 1, max_length = 65535)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub struct FileIdText(String);
+
 /// Values of a job's inputs.
 #[derive(Deserialize, ToSchema)]
 #[schema(example = json!({"values": {"input_2": 3, "input_3": false}}))]
@@ -151,13 +226,13 @@ pub struct Job {
     #[schema(pattern = r"^([^\s/]+/?){1,10}$")]
     runner_name: String,
     /// This job.
-    #[schema(format = "uri")]
+    #[schema(format = "uri", min_length = 1, max_length = 2083, required)]
     url: Option<String>,
     /// The release that runs.
-    #[schema(format = "uri")]
+    #[schema(format = "uri", min_length = 1, max_length = 2083, required)]
     runner_url: Option<String>,
     /// The job's outputs.
-    #[schema(format = "uri")]
+    #[schema(format = "uri", min_length = 1, max_length = 2083, required)]
     outputs_url: Option<String>,
 }
 
@@ -188,6 +263,7 @@ impl Job {
 pub struct JobStatus {
     #[schema(value_type = uuid::Uuid)]
     job_id: JobId,
+    #[schema(value_type = RunningState)]
     state: JobState,
     /// Percent; never falls, and is 100 in every final state.
     #[schema(minimum = 0, maximum = 100)]
@@ -234,7 +310,7 @@ pub struct JobMetadata {
     #[schema(value_type = HashMap<String, MetaValueType>)]
     metadata: Values,
     /// These notes.
-    #[schema(format = "uri")]
+    #[schema(format = "uri", min_length = 1, max_length = 2083, required)]
     url: Option<String>,
 }
 
@@ -262,7 +338,7 @@ pub struct JobMetadataUpdate {
 #[derive(ToSchema)]
 #[schema(as = KeywordArguments)]
 #[expect(dead_code, clippy::zero_sized_map_values, reason = "only its schema is used")]
-pub struct KeywordArguments(std::collections::HashMap<String, ArgumentTypes>);
+pub struct KeywordArguments(HashMap<String, ArgumentTypes>);
 
 /// What a port takes: a file, a number, a truth value, text, a list, or nothing.
 pub struct ArgumentTypes;
@@ -270,7 +346,7 @@ pub struct ArgumentTypes;
 /// What a note may be: a truth value, a number or text.
 pub struct MetaValueType;
 
-// Unions by hand: the derive writes `oneOf`, and the integer 5 would match two of its members.
+// Unions by hand: the derive writes `oneOf`, also where one value matches two of its members.
 impl ToSchema for ArgumentTypes {
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
         schemas.push((FileRef::name().into(), FileRef::schema()));
@@ -279,14 +355,18 @@ impl ToSchema for ArgumentTypes {
 
 impl PartialSchema for ArgumentTypes {
     fn schema() -> RefOr<Schema> {
+        let list =
+            ArrayBuilder::new().items(ObjectBuilder::new().schema_type(SchemaType::AnyValue));
         [Type::Number, Type::Integer, Type::Boolean, Type::String]
             .into_iter()
             .fold(
                 AnyOfBuilder::new().item(Ref::from_schema_name(FileRef::name())),
                 |union, plain| union.item(ObjectBuilder::new().schema_type(plain)),
             )
-            .item(ArrayBuilder::new().items(ObjectBuilder::new().schema_type(SchemaType::AnyValue)))
-            .item(ObjectBuilder::new().schema_type(Type::Null))
+            // Null stands with the list: as a member of its own it would make Go's generator write pointers.
+            .item(list.schema_type(SchemaType::from_iter([Type::Array, Type::Null])))
+            // With a description, that generator writes `interface{}`, without one `*interface{}`.
+            .description(Some("A file, a number, a truth value, text, a list, or nothing."))
             .into()
     }
 }
@@ -295,11 +375,14 @@ impl ToSchema for MetaValueType {}
 
 impl PartialSchema for MetaValueType {
     fn schema() -> RefOr<Schema> {
-        [Type::Boolean, Type::Integer, Type::Number, Type::String]
-            .into_iter()
-            .fold(AnyOfBuilder::new(), |union, plain| {
-                union.item(ObjectBuilder::new().schema_type(plain))
-            })
+        // Disjoint members: TypeScript's generator makes nothing of `anyOf`. Without a format, Go's would take 32 bits.
+        let number = ObjectBuilder::new()
+            .schema_type(Type::Number)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Double)));
+        OneOfBuilder::new()
+            .item(ObjectBuilder::new().schema_type(Type::Boolean))
+            .item(number)
+            .item(ObjectBuilder::new().schema_type(Type::String))
             .into()
     }
 }
@@ -309,7 +392,7 @@ impl PartialSchema for MetaValueType {
 /// Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is
 /// accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be
 /// repeated: there is one job, and every answer is the same.
-#[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery, once::IdempotencyKey), request_body = JobInputs, responses(
+#[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery, Parent, once::IdempotencyKey), request_body = JobInputs, responses(
     (status = 201, description = "The job, not started.", body = Job),
     (status = 409, description = "The job that this key made was deleted.", body = crate::error::ErrorBody),
     Errors
@@ -318,7 +401,7 @@ impl PartialSchema for MetaValueType {
 #[expect(clippy::too_many_arguments, reason = "each is one thing that the handler touches")]
 pub async fn create_solver_job(
     path: ReleasePath,
-    _query: CreateQuery,
+    _: (CreateQuery, Parent),
     key: once::IdempotencyKey,
     body: Body<JobInputs>,
     caller: Caller,
@@ -382,21 +465,32 @@ fn check_assets(job: &DomainJob) -> Result<()> {
 
 /// Start a job.
 ///
-/// Queues it. Starting it again changes nothing and answers 200.
-#[utoipa::path(tag = "jobs", params(JobPath), responses(
+/// Queues it. Starting it again changes nothing and answers 200. No body is needed.
+#[utoipa::path(tag = "jobs", params(JobPath, StartQuery), request_body = Option<JobEncryptionInputs>, responses(
     (status = 202, description = "Queued.", body = JobStatus),
     (status = 200, description = "It was started before.", body = JobStatus),
-    (status = 409, description = "Its assets were deleted.", body = crate::error::ErrorBody),
+    (status = 409, description = "Its assets were deleted, or its files are encrypted, which cannot be read here.", body = crate::error::ErrorBody),
     Errors
 ))]
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}:start")]
 pub async fn start_job(
     path: JobPath,
+    _query: StartQuery,
+    encryption: OptionalBody<JobEncryptionInputs>,
     caller: Caller,
     db: Data<Db>,
     wake: Data<Wake>,
 ) -> Result<HttpResponse> {
     path.load(&caller, &db).await?;
+    if encryption.0.is_some() {
+        return Err(ApiError::new(
+            ErrorCode::Conflict,
+            format!(
+                "job `{}` cannot be started with `root_key`: this service reads no encrypted files",
+                path.job_id
+            ),
+        ));
+    }
     let (job, first) = db.job_publish(path.job_id, caller.id(), now()).await?;
     check_assets(&job)?;
     wake.notify();
@@ -469,7 +563,7 @@ pub async fn get_job_outputs(
 ///
 /// A zip with one text file. There is none before the job has ended, nor after its assets were deleted.
 #[utoipa::path(tag = "jobs", params(JobPath), responses(
-    (status = 200, description = "The zip, after following the link.", body = String, content_type = "application/zip"),
+    (status = 200, description = "The zip, after following the link.", body = inline(Content), content_type = "application/zip"),
     (status = 307, description = "Where the zip is.", headers(("location" = String, description = "A link that is good for an hour."))),
     Errors
 ))]
@@ -508,7 +602,7 @@ pub async fn get_job_output_logfile(
 ///
 /// From its first line to its end, one JSON object per line; several readers may follow.
 #[utoipa::path(tag = "jobs", params(JobPath), responses(
-    (status = 200, description = "Log lines as they come.", body = logs::JobLog, content_type = "application/x-ndjson"),
+    (status = 200, description = "Lines as they come, each a JobLog; if it breaks off, the last one is an ErrorGet.", body = inline(logs::Lines), content_type = "application/x-ndjson"),
     Errors
 ))]
 #[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/logstream")]

@@ -9,11 +9,15 @@ use actix_web::{
     web::{Data, Json},
 };
 use serde::Serialize;
-use utoipa::ToSchema;
+use utoipa::{
+    ToSchema,
+    openapi::{Object, ObjectBuilder, Schema},
+};
 
 use crate::{
     error::{ApiError, ErrorCode, Result},
     request::BaseUrl,
+    solvers::version_schema,
     store::Db,
 };
 
@@ -26,14 +30,21 @@ pub struct Meta {
     /// Name of the service.
     name: &'static str,
     /// Version of the API, as oSPARC counts it.
-    #[schema(example = "0.16.0")]
+    #[schema(schema_with = version_schema)]
     version: &'static str,
     /// Versions of the API that are served.
+    #[schema(schema_with = released)]
     released: BTreeMap<&'static str, &'static str>,
     /// The documentation for people.
+    #[schema(format = "uri", min_length = 1, max_length = 2083)]
     docs_url: String,
     /// The same; oSPARC has a second one.
+    #[schema(format = "uri", min_length = 1, max_length = 2083)]
     docs_dev_url: String,
+}
+
+fn released() -> Object {
+    ObjectBuilder::new().additional_properties(Some(Schema::from(version_schema()))).build()
 }
 
 /// Describe the service.

@@ -1,13 +1,25 @@
 //! The OpenAPI document: its head here, its body from the served routes.
 
+mod links;
+mod version_3_0;
+
 use actix_web::App;
 use utoipa::{
     Modify, OpenApi,
-    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    openapi::{
+        RefOr, Schema,
+        path::Parameter,
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
 };
 use utoipa_actix_web::AppExt;
 
-use crate::routes;
+use crate::{
+    domain::solver::{SolverKey, Version},
+    jobs, routes,
+};
+
+pub use version_3_0::version_3_0;
 
 /// Head of the document.
 #[derive(OpenApi)]
@@ -29,10 +41,11 @@ use crate::routes;
         (name = "wallets", description = "What pays for jobs: nothing has a price here."),
         (name = "credits", description = "What wallets hold: there are none."),
     ),
+    components(schemas(jobs::lists::StateName)),
     security(("basic" = [])),
     modifiers(&Basic)
 )]
-pub struct Head;
+struct Head;
 
 struct Basic;
 
@@ -50,10 +63,31 @@ impl Modify for Basic {
 
 /// The document of everything that is served under `/v0`.
 pub fn document() -> utoipa::openapi::OpenApi {
-    App::new()
-        .into_utoipa_app()
-        .openapi(Head::openapi())
-        .configure(routes::routes)
-        .split_for_parts()
-        .1
+    let app = App::new().into_utoipa_app().openapi(Head::openapi()).configure(routes::routes);
+    let mut document = app.split_for_parts().1;
+    for item in document.paths.paths.values_mut() {
+        let operations =
+            [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete];
+        for parameter in
+            operations.into_iter().flatten().flat_map(|each| &mut each.parameters).flatten()
+        {
+            if let RefOr::T(parameter) = parameter {
+                name_pattern(parameter);
+            }
+        }
+    }
+    links::add(&mut document);
+    document
+}
+
+/// Names that mean the same in every path have the same pattern, too. It stands where names are parsed; the derive takes only literals.
+fn name_pattern(parameter: &mut Parameter) {
+    let pattern = match parameter.name.as_str() {
+        "solver_key" => SolverKey::PATTERN,
+        "version" => Version::PATTERN,
+        _ => return,
+    };
+    if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema {
+        schema.pattern = Some(pattern.to_owned());
+    }
 }

@@ -92,13 +92,18 @@ impl Paging {
 /// Links to other pages, relative to the server.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Links {
+    #[schema(required)]
     first: Option<String>,
+    #[schema(required)]
     last: Option<String>,
     #[serde(rename = "self")]
+    #[schema(required)]
     this: Option<String>,
-    /// Absent on the last page.
+    /// Null on the last page.
+    #[schema(required)]
     next: Option<String>,
-    /// Absent on the first page.
+    /// Null on the first page.
+    #[schema(required)]
     prev: Option<String>,
 }
 

@@ -6,7 +6,10 @@ use actix_web::{
     FromRequest, HttpRequest, dev::Payload, error::PayloadError, http::header, web::Bytes,
 };
 use percent_encoding::percent_decode_str;
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error as _},
+};
 use serde_json::Value as Json;
 use serde_path_to_error::Segment;
 
@@ -67,6 +70,14 @@ impl Params {
             ))
         })?;
         Ok(Self { place: "query", values })
+    }
+
+    /// The headers, as far as they are text.
+    pub fn of_headers(request: &HttpRequest) -> Self {
+        let values = request.headers().iter().map(|(name, value)| {
+            (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
+        });
+        Self { place: "header", values: values.collect() }
     }
 
     /// A parameter that may be absent.
@@ -143,29 +154,69 @@ impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
     type Future = Pin<Box<dyn Future<Output = Result<Self>>>>;
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
-        let bytes = Bytes::from_request(request, payload);
-        let declared = request
-            .headers()
-            .get(header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse().ok());
-        Box::pin(async move {
-            if declared.is_some_and(|length: usize| length > BODY_LIMIT) {
-                return Err(too_large());
+        let body = read(request, payload);
+        Box::pin(
+            async move { parse(&body.await?).map(Self).map_err(|error| ApiError::from(*error)) },
+        )
+    }
+}
+
+/// The whole body, if it is not too large.
+fn read(
+    request: &HttpRequest,
+    payload: &mut Payload,
+) -> impl Future<Output = Result<Bytes>> + 'static {
+    let bytes = Bytes::from_request(request, payload);
+    let declared = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    async move {
+        if declared.is_some_and(|length: usize| length > BODY_LIMIT) {
+            return Err(too_large());
+        }
+        let bytes = tokio::time::timeout(BODY_TIMEOUT, bytes).await.map_err(|_| too_slow())?;
+        bytes.map_err(|error| match error.as_error::<PayloadError>() {
+            Some(PayloadError::Overflow) => too_large(),
+            _ => {
+                FieldError::new("body", &["body"], Json::Null, &format!("cannot be read: {error}"))
+                    .into()
             }
-            let bytes = tokio::time::timeout(BODY_TIMEOUT, bytes).await.map_err(|_| too_slow())?;
-            let bytes = bytes.map_err(|error| match error.as_error::<PayloadError>() {
-                Some(PayloadError::Overflow) => too_large(),
-                _ => FieldError::new(
-                    "body",
-                    &["body"],
-                    Json::Null,
-                    &format!("cannot be read: {error}"),
-                )
-                .into(),
-            })?;
-            parse(&bytes).map(Self).map_err(|error| ApiError::from(*error))
         })
     }
+}
+
+/// A JSON body that may be absent, or null.
+pub struct OptionalBody<T>(pub Option<T>);
+
+impl<T: DeserializeOwned + 'static> FromRequest for OptionalBody<T> {
+    type Error = ApiError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self>>>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let body = read(request, payload);
+        Box::pin(async move {
+            let bytes = body.await?;
+            if bytes.trim_ascii().is_empty() || bytes.trim_ascii() == b"null" {
+                return Ok(Self(None));
+            }
+            parse(&bytes).map(|body| Self(Some(body))).map_err(|error| ApiError::from(*error))
+        })
+    }
+}
+
+/// Reads a whole number as JSON Schema has it: `3.0` is one.
+pub fn whole<'de, D: Deserializer<'de>, T: TryFrom<i64>>(deserializer: D) -> Result<T, D::Error> {
+    let number = serde_json::Number::deserialize(deserializer)?;
+    #[expect(clippy::cast_possible_truncation, reason = "checked by the comparison")]
+    let exact = |float: f64| {
+        // 2^53: beyond, floats leave out numbers.
+        (float.fract() == 0.0 && float.abs() <= 9_007_199_254_740_992.0).then_some(float as i64)
+    };
+    let found = number.as_i64().or_else(|| number.as_f64().and_then(exact));
+    found
+        .and_then(|number| T::try_from(number).ok())
+        .ok_or_else(|| D::Error::custom(format!("`{number}` must be a whole number in range")))
 }
 
 fn too_large() -> ApiError {

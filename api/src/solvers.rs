@@ -8,7 +8,10 @@ use actix_web::{
 };
 use serde::Serialize;
 
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{
+    IntoParams, ToSchema,
+    openapi::{Object, ObjectBuilder, schema::Type},
+};
 
 use crate::{
     auth::Caller,
@@ -16,7 +19,7 @@ use crate::{
         filter::Glob,
         solver::{Port, Release, SolverKey, Version},
     },
-    error::{Errors, Result},
+    error::{ApiError, ErrorCode, Errors, Result},
     paging::{Page, Paging},
     request::{BaseUrl, Params, from_request},
     store::Db,
@@ -26,6 +29,11 @@ from_request!(SolverPath, ReleasePath, SolverFilter);
 
 /// A page of releases. An alias, because utoipa would look for a derive on `Page<Solver>`.
 type SolverPage = Page<Solver>;
+
+/// Schema of a version.
+pub fn version_schema() -> Object {
+    ObjectBuilder::new().schema_type(Type::String).pattern(Some(Version::PATTERN)).build()
+}
 
 /// Names a solver in a path.
 #[derive(IntoParams)]
@@ -66,7 +74,17 @@ impl ReleasePath {
     /// Reads both from a path's parameters.
     pub fn read(params: &Params) -> Result<Self> {
         let solver_key = SolverPath::key(params)?;
-        Ok(Self { solver_key, version: params.need("version", Version::RULE, Version::parse)? })
+        let known = |text: &str| {
+            Version::parse(text).map(Some).or_else(|rule| {
+                // It names no release, but it is not wrong either.
+                if Version::is_well_formed(text) { Ok(None) } else { Err(rule) }
+            })
+        };
+        let version = params.need("version", Version::RULE, known)?;
+        let version = version.ok_or_else(|| {
+            ApiError::new(ErrorCode::NotFound, format!("{solver_key} has no such version"))
+        })?;
+        Ok(Self { solver_key, version })
     }
 }
 
@@ -112,6 +130,7 @@ pub struct Solver {
     /// Key of the solver.
     id: String,
     /// Semantic version.
+    #[schema(schema_with = version_schema)]
     version: String,
     #[schema(max_length = 100)]
     title: String,
@@ -120,7 +139,7 @@ pub struct Solver {
     /// E-mail address of whoever answers for it.
     maintainer: String,
     /// This release.
-    #[schema(format = "uri")]
+    #[schema(format = "uri", min_length = 1, max_length = 2083, required)]
     url: Option<String>,
     /// The version as its authors call it.
     version_display: Option<String>,
@@ -172,6 +191,7 @@ pub enum PortKind {
 pub struct SolverPorts {
     /// Inputs, then outputs, as they were declared.
     items: Vec<SolverPort>,
+    #[schema(value_type = Option<u64>)]
     total: Option<usize>,
 }
 

@@ -37,16 +37,22 @@ pub struct Profile {
     role: UserRole,
     groups: Option<Groups>,
     /// Names your picture in oSPARC's front end; not used here.
+    #[schema(max_length = 40)]
     gravatar_id: Option<String>,
 }
 
-/// What you may do.
+/// What you may do: here everybody is a user.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[schema(as = UserRoleEnum)]
 pub enum UserRole {
+    Anonymous,
+    Guest,
     /// Run published solvers on your own files.
     User,
+    Tester,
+    ProductOwner,
+    Admin,
 }
 
 /// Whom you share with.

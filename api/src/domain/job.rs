@@ -15,10 +15,9 @@ use super::{
 };
 
 /// Where a job stands. Names are oSPARC's `RunningState`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[sqlx(type_name = "TEXT", rename_all = "SCREAMING_SNAKE_CASE")]
-#[schema(as = RunningState)]
 pub enum JobState {
     /// Created, not started.
     NotStarted,
@@ -60,11 +59,38 @@ impl fmt::Display for JobState {
     }
 }
 
+/// Where a job stands.
+// Only its schema is used: clients are to know all of oSPARC's names.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum RunningState {
+    Unknown,
+    NotStarted,
+    Published,
+    Pending,
+    WaitingForCluster,
+    WaitingForResources,
+    Started,
+    Success,
+    Failed,
+    Aborted,
+}
+
+/// Part of a place: a name or a position.
+// Only its schema is used: oSPARC's clients expect positions, too.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum LocInner {
+    Position(i64),
+    Name(String),
+}
+
 /// Why a job failed. The shape is oSPARC's `ErrorDict`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[schema(as = ErrorDict)]
 pub struct JobError {
     /// Where: the job, then the port if it concerns one.
+    #[schema(value_type = Vec<LocInner>)]
     pub loc: Vec<String>,
     /// What happened, in a sentence.
     pub msg: String,
@@ -312,7 +338,7 @@ mod tests {
     fn job() -> Job {
         Job::new(
             UserId(1),
-            SolverKey::parse("simcore/services/comp/a").unwrap(),
+            SolverKey::parse("simcore/services/comp/aa").unwrap(),
             "1.0.0".into(),
             String::new(),
             now(),

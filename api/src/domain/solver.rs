@@ -7,8 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 #[expect(clippy::unwrap_used, reason = "a literal, compiled by every test")]
-static KEY: LazyLock<Regex> =
-    LazyLock::new(|| Regex::new(r"^simcore/services/comp(/[a-z0-9][a-z0-9_.-]*)+$").unwrap());
+static KEY: LazyLock<Regex> = LazyLock::new(|| Regex::new(SolverKey::PATTERN).unwrap());
+
+#[expect(clippy::unwrap_used, reason = "a literal, compiled by every test")]
+static VERSION: LazyLock<Regex> = LazyLock::new(|| Regex::new(Version::PATTERN).unwrap());
 
 #[expect(clippy::unwrap_used, reason = "a literal, compiled by every test")]
 static PORT_KEY: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^[^_\W0-9]\w*$").unwrap());
@@ -22,17 +24,17 @@ static PORT_KEY: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"^[^_\W0-9]\w*$"
 pub struct SolverKey(String);
 
 impl SolverKey {
+    /// The rule, as it is told to programs.
+    pub const PATTERN: &str =
+        r"^simcore/services/comp/([a-z0-9][a-z0-9_.-]*/)*([a-z0-9-_]+[a-z0-9])$";
+
     /// The rule, as it is told to users.
     pub const RULE: &str =
         "must match ^simcore/services/comp/… (lower-case letters, digits, `_`, `.`, `-`)";
 
     /// Checks the pattern.
     pub fn parse(text: &str) -> Result<Self, String> {
-        if KEY.is_match(text) && text.len() <= 200 {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(Self::RULE.to_owned())
-        }
+        if KEY.is_match(text) { Ok(Self(text.to_owned())) } else { Err(Self::RULE.to_owned()) }
     }
 
     /// The text.
@@ -71,12 +73,20 @@ impl From<SolverKey> for String {
 pub struct Version(semver::Version);
 
 impl Version {
+    /// The rule, as it is told to programs: oSPARC's, which is that of Semantic Versioning.
+    pub const PATTERN: &str = r"^(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}(-(0|[1-9]\d*|\d*[-a-zA-Z][-\da-zA-Z]*)(\.(0|[1-9]\d*|\d*[-a-zA-Z][-\da-zA-Z]*))*)?(\+[-\da-zA-Z]+(\.[-\da-zA-Z-]+)*)?$";
+
     /// The rule, as it is told to users.
     pub const RULE: &str = "must be a semantic version, e.g. 2.1.6";
 
     /// Checks the syntax.
     pub fn parse(text: &str) -> Result<Self, String> {
         semver::Version::parse(text).map(Self).map_err(|_| Self::RULE.to_owned())
+    }
+
+    /// Whether this is a version by the rules, though its numbers may be greater than any release has.
+    pub fn is_well_formed(text: &str) -> bool {
+        VERSION.is_match(text)
     }
 }
 

@@ -12,7 +12,10 @@ use serde::{
         value::{Error as ValueError, StrDeserializer},
     },
 };
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{
+    IntoParams, PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, schema::Type},
+};
 
 use super::{Job, JobMetadata, JobPage, JobStatus};
 use crate::{
@@ -103,6 +106,18 @@ fn check_number(ids: Vec<JobId>, place: &str, most: usize) -> Result<Vec<JobId>>
     Err(FieldError::new("value_error", &[place, "job_ids"], ids.len(), &rule).into())
 }
 
+/// A state that a job can be in: there are fewer than oSPARC's clients know.
+pub struct StateName;
+
+impl ToSchema for StateName {}
+
+impl PartialSchema for StateName {
+    fn schema() -> RefOr<Schema> {
+        let names = JobState::ALL.map(|state| state.to_string());
+        ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).into()
+    }
+}
+
 /// Which jobs, and in which order.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -114,7 +129,7 @@ pub struct JobQuery {
     #[param(value_type = String, max_length = 512, required = false, example = "2.1.*")]
     version: Option<Glob>,
     /// Jobs in one of these states.
-    #[param(value_type = Vec<JobState>, required = false)]
+    #[param(value_type = Vec<StateName>, required = false)]
     state: Vec<JobState>,
     /// Jobs with all of these notes, each `name=pattern`, likewise.
     #[param(value_type = Vec<String>, required = false)]

@@ -3,14 +3,21 @@
 use actix_web::web::Bytes;
 use futures_util::{Stream, stream};
 use serde::Serialize;
-use utoipa::ToSchema;
+use serde_json::json;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        KnownFormat, ObjectBuilder, Ref, RefOr, Schema, SchemaFormat, extensions::Extensions,
+        schema::Type,
+    },
+};
 
 use crate::{
     domain::{
         id::{JobId, UserId},
         job::log_level,
     },
-    error::ApiError,
+    error::{ApiError, ErrorBody},
     store::{self, Changed, Db, LogChunk, Result},
 };
 
@@ -40,6 +47,30 @@ impl JobLog {
             log_level: log_level(message),
             messages: vec![message.to_owned()],
         }
+    }
+}
+
+/// The stream of them. As bytes, because generated clients cannot read newline-delimited JSON; the extension says what OpenAPI 3.1 cannot:
+/// what each line is.
+pub struct Lines;
+
+impl ToSchema for Lines {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((JobLog::name().into(), JobLog::schema()));
+    }
+}
+
+impl PartialSchema for Lines {
+    fn schema() -> RefOr<Schema> {
+        let item = json!({"anyOf": [
+            Ref::from_schema_name(JobLog::name()),
+            Ref::from_schema_name(ErrorBody::name()),
+        ]});
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Binary)))
+            .extensions(Some(Extensions::builder().add("x-itemSchema", item).build()))
+            .into()
     }
 }
 

@@ -383,7 +383,7 @@ mod tests {
             (format!("io.simcore.{field}"), serde_json::json!({ field: text }).to_string())
         };
         let labels = [
-            label("key", "simcore/services/comp/a"),
+            label("key", "simcore/services/comp/aa"),
             label("version", "1.0.0"),
             label("integration-version", "1.0.0"),
         ];

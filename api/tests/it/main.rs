@@ -8,4 +8,5 @@ mod limits;
 mod openapi;
 mod store;
 mod support;
+mod validation;
 mod waiting;

@@ -407,7 +407,7 @@ async fn releases_are_in_the_order_of_their_versions(db: Db) {
     for text in texts {
         db.release_publish(&release(text), now()).await.unwrap();
     }
-    let elsewhere = SolverKey::parse("simcore/services/comp/a").unwrap();
+    let elsewhere = SolverKey::parse("simcore/services/comp/aa").unwrap();
     let other = Release { key: elsewhere.clone(), ..release("3.0.0") };
     db.release_publish(&other, now()).await.unwrap();
 
@@ -417,7 +417,7 @@ async fn releases_are_in_the_order_of_their_versions(db: Db) {
     let sorted = ["2.9.1-rc.1", "2.9.1-rc.9", "2.9.1-rc.10", "2.9.1", "2.10.0", "10.0.0"];
     assert_eq!(shown(db.releases_of(&key()).await.unwrap()), sorted);
     assert_eq!(shown(db.releases_all().await.unwrap()), [&["3.0.0"], &sorted[..]].concat());
-    assert_not_found(db.releases_of(&SolverKey::parse("simcore/services/comp/b").unwrap()).await);
+    assert_not_found(db.releases_of(&SolverKey::parse("simcore/services/comp/bb").unwrap()).await);
 }
 
 async fn an_upload_is_no_file_until_it_is_complete(db: Db) {

@@ -31,6 +31,8 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::validation;
+
 /// Key of the example solver that every test runs.
 pub(crate) const SLEEPER: &str = "simcore/services/comp/itis/sleeper";
 
@@ -218,10 +220,17 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
 }
 
+/// Sends a request; what the API answers must be what its document says.
 pub(crate) async fn answer(request: RequestBuilder) -> Answer {
-    let response = request.send().await.expect("an answer");
+    let (client, request) = request.build_split();
+    let request = request.expect("a request");
+    let (method, path) = (request.method().to_string(), request.url().path().to_owned());
+    let response = client.execute(request).await.expect("an answer");
     let (status, headers) = (response.status(), response.headers().clone());
-    Answer { status, headers, body: response.bytes().await.expect("a whole answer").into() }
+    let body = response.bytes().await.expect("a whole answer").into();
+    let answer = Answer { status, headers, body };
+    validation::check(&method, &path, &answer);
+    answer
 }
 
 impl Answer {

@@ -1,0 +1,9 @@
+/* tslint:disable */
+/* eslint-disable */
+export * from './CreditsApi.js';
+export * from './FilesApi.js';
+export * from './JobsApi.js';
+export * from './MetaApi.js';
+export * from './SolversApi.js';
+export * from './UsersApi.js';
+export * from './WalletsApi.js';
