@@ -619,7 +619,7 @@ pub async fn get_log_stream(path: JobPath, caller: Caller, db: Data<Db>) -> Resu
 /// id: with it in `Last-Event-ID` the stream goes on right behind that event, also after the service was restarted. Comments keep the
 /// connection alive.
 #[utoipa::path(tag = "jobs", params(events::EventsPath, events::Resume), responses(
-    (status = 200, description = "Events as they come.", body = String, content_type = "text/event-stream"),
+    (status = 200, description = "Events as they come.", body = serde_json::Value, content_type = "text/event-stream"),
     (status = 204, description = "The job has ended, and you have seen its last event."),
     Errors
 ))]

@@ -16,7 +16,7 @@ use utoipa_actix_web::AppExt;
 
 use crate::{
     domain::solver::{SolverKey, Version},
-    jobs, routes,
+    routes,
 };
 
 pub use version_3_0::version_3_0;
@@ -41,7 +41,6 @@ pub use version_3_0::version_3_0;
         (name = "wallets", description = "What pays for jobs: nothing has a price here."),
         (name = "credits", description = "What wallets hold: there are none."),
     ),
-    components(schemas(jobs::lists::StateName)),
     security(("basic" = [])),
     modifiers(&Basic)
 )]

@@ -60,8 +60,7 @@ impl fmt::Display for JobState {
 }
 
 /// Where a job stands.
-// Only its schema is used: clients are to know all of oSPARC's names.
-#[derive(Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum RunningState {
     Unknown,
@@ -74,6 +73,22 @@ pub enum RunningState {
     Success,
     Failed,
     Aborted,
+}
+
+impl RunningState {
+    /// The state of jobs that has this name; jobs here are never in the others.
+    pub fn of_jobs(self) -> Option<JobState> {
+        match self {
+            Self::NotStarted => Some(JobState::NotStarted),
+            Self::Published => Some(JobState::Published),
+            Self::Pending => Some(JobState::Pending),
+            Self::Started => Some(JobState::Started),
+            Self::Success => Some(JobState::Success),
+            Self::Failed => Some(JobState::Failed),
+            Self::Aborted => Some(JobState::Aborted),
+            Self::Unknown | Self::WaitingForCluster | Self::WaitingForResources => None,
+        }
+    }
 }
 
 /// Part of a place: a name or a position.

@@ -12,10 +12,7 @@ use serde::{
         value::{Error as ValueError, StrDeserializer},
     },
 };
-use utoipa::{
-    IntoParams, PartialSchema, ToSchema,
-    openapi::{ObjectBuilder, RefOr, Schema, schema::Type},
-};
+use utoipa::{IntoParams, ToSchema};
 
 use super::{Job, JobMetadata, JobPage, JobStatus};
 use crate::{
@@ -23,7 +20,7 @@ use crate::{
     domain::{
         filter::{Glob, JobFilter, NoteFilter},
         id::JobId,
-        job::JobState,
+        job::RunningState,
     },
     error::{Errors, FieldError, Result},
     paging::{Page, Paging},
@@ -106,18 +103,6 @@ fn check_number(ids: Vec<JobId>, place: &str, most: usize) -> Result<Vec<JobId>>
     Err(FieldError::new("value_error", &[place, "job_ids"], ids.len(), &rule).into())
 }
 
-/// A state that a job can be in: there are fewer than oSPARC's clients know.
-pub struct StateName;
-
-impl ToSchema for StateName {}
-
-impl PartialSchema for StateName {
-    fn schema() -> RefOr<Schema> {
-        let names = JobState::ALL.map(|state| state.to_string());
-        ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names)).into()
-    }
-}
-
 /// Which jobs, and in which order.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -129,8 +114,8 @@ pub struct JobQuery {
     #[param(value_type = String, max_length = 512, required = false, example = "2.1.*")]
     version: Option<Glob>,
     /// Jobs in one of these states.
-    #[param(value_type = Vec<StateName>, required = false)]
-    state: Vec<JobState>,
+    #[param(value_type = Vec<RunningState>, required = false)]
+    state: Vec<RunningState>,
     /// Jobs with all of these notes, each `name=pattern`, likewise.
     #[param(value_type = Vec<String>, required = false)]
     metadata: Vec<NoteFilter>,
@@ -163,11 +148,10 @@ impl JobQuery {
                     .map(|moment| moment.with_timezone(&Utc).trunc_subsecs(6))
             })
         };
-        let states = JobState::ALL.map(|state| state.to_string()).join(", ");
         Ok(Self {
             solver: params.get("solver", Glob::RULE, Glob::parse)?,
             version: params.get("version", Glob::RULE, Glob::parse)?,
-            state: params.all("state", &format!("must be one of {states}"), word)?,
+            state: params.all("state", "must be the name of a state, like STARTED", word)?,
             metadata: notes(&params, "metadata", '=')?,
             created_from: moment("created_from")?,
             created_before: moment("created_before")?,
@@ -176,14 +160,18 @@ impl JobQuery {
     }
 
     async fn filter(self, db: &Db) -> Result<JobFilter> {
-        let releases = if self.solver.is_some() || self.version.is_some() {
+        let states: Vec<_> = self.state.iter().filter_map(|state| state.of_jobs()).collect();
+        let releases = if states.len() < self.state.len() && states.is_empty() {
+            // Only states that no job here is ever in.
+            Some(Vec::new())
+        } else if self.solver.is_some() || self.version.is_some() {
             Some(db.releases_matching(self.solver.as_ref(), self.version.as_ref()).await?)
         } else {
             None
         };
         Ok(JobFilter {
             releases,
-            states: self.state,
+            states,
             all_notes: self.metadata,
             any_notes: Vec::new(),
             created_from: self.created_from,
