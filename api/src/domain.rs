@@ -7,6 +7,8 @@ pub mod id;
 pub mod job;
 pub mod labels;
 pub mod solver;
+pub mod steps;
+pub mod study;
 pub mod time;
 pub mod user;
 pub mod value;

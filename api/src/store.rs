@@ -7,6 +7,7 @@ mod files;
 mod jobs;
 mod json;
 mod solvers;
+mod studies;
 mod users;
 
 use std::{str::FromStr, sync::Arc, time::Duration};
