@@ -22,6 +22,7 @@ use utoipa::{
 };
 
 pub use create::Rules;
+pub(crate) use create::create;
 
 use crate::{
     auth::Caller,
@@ -102,17 +103,7 @@ pub struct CreateQuery {
 
 impl CreateQuery {
     fn of(request: &HttpRequest) -> Result<Self> {
-        let hidden =
-            Params::of_query(request)?.get(
-                "hidden",
-                "must be true or false",
-                |text| match text {
-                    "true" | "True" | "1" => Ok(true),
-                    "false" | "False" | "0" => Ok(false),
-                    _ => Err(()),
-                },
-            )?;
-        Ok(Self { hidden: hidden.unwrap_or(true) })
+        Ok(Self { hidden: Params::of_query(request)?.flag("hidden")?.unwrap_or(true) })
     }
 }
 
@@ -122,7 +113,7 @@ impl CreateQuery {
 pub struct JobInputs {
     /// By port. Ports that are left out take their default.
     #[schema(value_type = KeywordArguments)]
-    values: Values,
+    pub(crate) values: Values,
 }
 
 /// A run of a solver.
@@ -151,13 +142,9 @@ pub struct Job {
 }
 
 impl Job {
-    fn new(job: &DomainJob, base: &BaseUrl) -> Self {
-        let runner_name = format!(
-            "solvers/{}/releases/{}",
-            job.solver_key.as_str().replace('/', "%2F"),
-            job.solver_version
-        );
-        let runner_url = base.join(&release_path(&job.solver_key, &job.solver_version));
+    pub(crate) fn new(job: &DomainJob, base: &BaseUrl) -> Self {
+        let (runner_name, runner_path) = runner(job);
+        let runner_url = base.join(&runner_path);
         let url = format!("{runner_url}/jobs/{}", job.id);
         Self {
             id: job.id,
@@ -170,6 +157,16 @@ impl Job {
             runner_url: Some(runner_url),
         }
     }
+}
+
+/// Name and path of what a job runs: the study that it was created under, or else the release.
+fn runner(job: &DomainJob) -> (String, String) {
+    if let Some(study) = job.study_id {
+        return (format!("studies/{study}"), format!("/v0/studies/{study}"));
+    }
+    let key = job.solver_key.as_str().replace('/', "%2F");
+    let path = release_path(&job.solver_key, &job.solver_version);
+    (format!("solvers/{key}/releases/{}", job.solver_version), path)
 }
 
 /// How a job is getting on.
@@ -229,12 +226,13 @@ pub struct JobMetadata {
 
 impl JobMetadata {
     fn new(job: &DomainJob, metadata: Values, base: &BaseUrl) -> Self {
-        let path = format!(
-            "{}/jobs/{}/metadata",
-            release_path(&job.solver_key, &job.solver_version),
-            job.id
-        );
+        let path = format!("{}/jobs/{}/metadata", runner(job).1, job.id);
         Self { job_id: job.id, metadata, url: Some(base.join(&path)) }
+    }
+
+    /// The notes on a job.
+    pub(crate) async fn of(job: &DomainJob, db: &Db, base: &BaseUrl) -> Result<Self> {
+        Ok(Self::new(job, db.job_metadata(job.id).await?, base))
     }
 }
 
@@ -245,6 +243,26 @@ pub struct JobMetadataUpdate {
     #[serde(default)]
     #[schema(value_type = HashMap<String, MetaValueType>)]
     metadata: Values,
+}
+
+impl JobMetadataUpdate {
+    /// The notes, if each is what a note may be.
+    pub(crate) fn checked(self) -> Result<Values> {
+        let wrong: Vec<_> = self
+            .metadata
+            .iter()
+            .filter(|(_, value)| !(value.is_boolean() || value.is_number() || value.is_string()))
+            .map(|(key, value)| {
+                FieldError::new(
+                    "value_error",
+                    &["body", "metadata", key],
+                    value,
+                    "must be true, false, a number or text",
+                )
+            })
+            .collect();
+        if wrong.is_empty() { Ok(self.metadata) } else { Err(wrong.into()) }
+    }
 }
 
 /// Values by port.
@@ -308,7 +326,7 @@ pub async fn create_solver_job(
     db: Data<Db>,
     rules: Data<Rules>,
 ) -> Result<HttpResponse> {
-    let job = create::create(&path, body.0.values, &caller, &db, &rules).await?;
+    let job = create(&path, None, body.0.values, &caller, &db, &rules).await?;
     Ok(HttpResponse::Created().json(Job::new(&job, &base)))
 }
 
@@ -369,8 +387,12 @@ pub async fn start_job(
     db: Data<Db>,
     wake: Data<Wake>,
 ) -> Result<HttpResponse> {
-    path.load(&caller, &db).await?;
-    let (job, first) = db.job_publish(path.job_id, caller.id(), now()).await?;
+    start(&path.load(&caller, &db).await?, &db, &wake).await
+}
+
+/// Starts a job that the caller has loaded.
+pub(crate) async fn start(job: &DomainJob, db: &Db, wake: &Wake) -> Result<HttpResponse> {
+    let (job, first) = db.job_publish(job.id, job.owner, now()).await?;
     wake.notify();
     let status = if first { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok(HttpResponse::build(status).json(JobStatus::from(job)))
@@ -394,8 +416,12 @@ pub async fn stop_job(
     db: Data<Db>,
     wake: Data<Wake>,
 ) -> Result<Json<JobStatus>> {
-    path.load(&caller, &db).await?;
-    let job = db.job_request_stop(path.job_id, caller.id(), now()).await?;
+    stop(&path.load(&caller, &db).await?, &db, &wake).await
+}
+
+/// Stops a job that the caller has loaded.
+pub(crate) async fn stop(job: &DomainJob, db: &Db, wake: &Wake) -> Result<Json<JobStatus>> {
+    let job = db.job_request_stop(job.id, job.owner, now()).await?;
     wake.notify();
     Ok(Json(job.into()))
 }
@@ -412,7 +438,11 @@ pub async fn get_job_outputs(
     caller: Caller,
     db: Data<Db>,
 ) -> Result<Json<JobOutputs>> {
-    let job = path.load(&caller, &db).await?;
+    outputs(path.load(&caller, &db).await?, &db).await
+}
+
+/// The outputs of a job that the caller has loaded.
+pub(crate) async fn outputs(job: DomainJob, db: &Db) -> Result<Json<JobOutputs>> {
     let Some(results) = db.job_outputs(job.id).await? else {
         let why = job.error.map_or_else(String::new, |error| format!(": {}", error.msg));
         return Err(ApiError::new(
@@ -440,11 +470,17 @@ pub async fn get_job_output_logfile(
     logs: Data<LogZips>,
 ) -> Result<HttpResponse> {
     let job = path.load(&caller, &db).await?;
+    let link = log_link(&job, &objects, &logs).await?;
+    Ok(HttpResponse::TemporaryRedirect().insert_header((header::LOCATION, link)).finish())
+}
+
+/// A link to the log zip of a job that has ended; it needs no credentials.
+pub(crate) async fn log_link(job: &DomainJob, objects: &Objects, logs: &LogZips) -> Result<String> {
     let key = match &job.log_key {
         Some(key) => key.clone(),
         // The object store was away when the job ended.
         None if job.state.is_final() => logs
-            .make_up(&job)
+            .make_up(job)
             .await
             .map_err(|error| ApiError::internal(ErrorCode::StorageUnavailable, error))?,
         None => {
@@ -452,9 +488,8 @@ pub async fn get_job_output_logfile(
             return Err(ApiError::new(ErrorCode::NotFound, message));
         }
     };
-    let name = format!("{}_{}_{}.zip", path.solver_key.short_name(), path.version, job.id);
-    let link = objects.presign_get(&key, &name, Some("application/zip")).await?;
-    Ok(HttpResponse::TemporaryRedirect().insert_header((header::LOCATION, link)).finish())
+    let name = format!("{}_{}_{}.zip", job.solver_key.short_name(), job.solver_version, job.id);
+    Ok(objects.presign_get(&key, &name, Some("application/zip")).await?)
 }
 
 /// Follow a job's log.
@@ -480,8 +515,7 @@ pub async fn get_job_custom_metadata(
     base: BaseUrl,
     db: Data<Db>,
 ) -> Result<Json<JobMetadata>> {
-    let job = path.load(&caller, &db).await?;
-    Ok(Json(JobMetadata::new(&job, db.job_metadata(job.id).await?, &base)))
+    Ok(Json(JobMetadata::of(&path.load(&caller, &db).await?, &db, &base).await?))
 }
 
 /// Replace your notes on a job.
@@ -494,25 +528,20 @@ pub async fn replace_job_custom_metadata(
     base: BaseUrl,
     db: Data<Db>,
 ) -> Result<Json<JobMetadata>> {
-    let metadata = body.0.metadata;
-    let wrong: Vec<_> = metadata
-        .iter()
-        .filter(|(_, value)| !(value.is_boolean() || value.is_number() || value.is_string()))
-        .map(|(key, value)| {
-            FieldError::new(
-                "value_error",
-                &["body", "metadata", key],
-                value,
-                "must be true, false, a number or text",
-            )
-        })
-        .collect();
-    if !wrong.is_empty() {
-        return Err(wrong.into());
-    }
+    let metadata = body.0.checked()?;
     let job = path.load(&caller, &db).await?;
-    db.job_set_metadata(job.id, caller.id(), &metadata).await?;
-    Ok(Json(JobMetadata::new(&job, metadata, &base)))
+    set_metadata(&job, metadata, &db, &base).await
+}
+
+/// Replaces the notes on a job that the caller has loaded.
+pub(crate) async fn set_metadata(
+    job: &DomainJob,
+    metadata: Values,
+    db: &Db,
+    base: &BaseUrl,
+) -> Result<Json<JobMetadata>> {
+    db.job_set_metadata(job.id, job.owner, &metadata).await?;
+    Ok(Json(JobMetadata::new(job, metadata, base)))
 }
 
 /// Get a job.
@@ -530,7 +559,11 @@ pub async fn get_job(
 /// Delete a job.
 ///
 /// Stops it if it runs; its log and outputs are gone for good.
-#[utoipa::path(tag = "jobs", params(JobPath), responses((status = 204, description = "Deleted."), Errors))]
+#[utoipa::path(tag = "jobs", params(JobPath), responses(
+    (status = 204, description = "Deleted."),
+    (status = 409, description = "The job is a step of another.", body = crate::error::ErrorBody),
+    Errors
+))]
 #[delete("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}")]
 pub async fn delete_job(
     path: JobPath,
@@ -538,8 +571,12 @@ pub async fn delete_job(
     db: Data<Db>,
     wake: Data<Wake>,
 ) -> Result<HttpResponse> {
-    path.load(&caller, &db).await?;
-    db.job_request_delete(path.job_id, caller.id(), now()).await?;
+    delete(&path.load(&caller, &db).await?, &db, &wake).await
+}
+
+/// Deletes a job that the caller has loaded.
+pub(crate) async fn delete(job: &DomainJob, db: &Db, wake: &Wake) -> Result<HttpResponse> {
+    db.job_request_delete(job.id, job.owner, now()).await?;
     wake.notify();
     Ok(HttpResponse::NoContent().finish())
 }

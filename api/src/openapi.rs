@@ -26,6 +26,7 @@ use crate::routes;
         (name = "files", description = "Content that goes into solvers and comes out of them."),
         (name = "solvers", description = "What can be run."),
         (name = "jobs", description = "Runs of solvers."),
+        (name = "studies", description = "Solvers made of steps, and their runs."),
     ),
     security(("basic" = [])),
     modifiers(&Basic)

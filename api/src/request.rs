@@ -77,6 +77,15 @@ impl Params {
         }
     }
 
+    /// A parameter that says yes or no.
+    pub fn flag(&self, name: &str) -> Result<Option<bool>> {
+        self.get(name, "must be true or false", |text| match text {
+            "true" | "True" | "1" => Ok(true),
+            "false" | "False" | "0" => Ok(false),
+            _ => Err(()),
+        })
+    }
+
     /// A parameter that must be there.
     pub fn need<T, E>(
         &self,
@@ -158,7 +167,9 @@ fn too_large() -> ApiError {
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Box<FieldError>> {
     if bytes.is_empty() {
-        return Err(FieldError::new("missing", &["body"], Json::Null, "is required").into());
+        // Where the body may be left out, nothing is null.
+        return serde_json::from_value(Json::Null)
+            .map_err(|_| FieldError::new("missing", &["body"], Json::Null, "is required").into());
     }
     // serde would take a list for a struct, field by field.
     if bytes.trim_ascii_start().starts_with(b"[") {
@@ -224,6 +235,7 @@ mod tests {
             "{}",
             error.msg
         );
+        assert!(parse::<Option<Outer>>(b"").unwrap().is_none());
         assert_eq!(parse::<Outer>(b"").unwrap_err().msg, "`body` is required, got null");
         assert!(parse::<Outer>(b"{").unwrap_err().msg.contains("EOF"));
         assert!(parse::<Json>(b"{} {}").unwrap_err().msg.contains("trailing characters"));

@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::{
     auth::Caller,
     domain::{
+        id::StudyId,
         job::Job,
         solver::{Release, SolverKey, Version},
         time::now,
@@ -42,9 +43,10 @@ impl Rules {
     }
 }
 
-/// Creates a job for the caller.
-pub(super) async fn create(
+/// Creates a job for the caller, of a release or, by its release, of a study.
+pub(crate) async fn create(
     path: &ReleasePath,
+    study_id: Option<StudyId>,
     values: Values,
     caller: &Caller,
     db: &Db,
@@ -93,7 +95,8 @@ pub(super) async fn create(
         }
     }
     let (key, version) = (release.key.clone(), release.version.to_string());
-    let job = Job::new(caller.id(), key, version, inputs_checksum(&values), now());
+    let job =
+        Job { study_id, ..Job::new(caller.id(), key, version, inputs_checksum(&values), now()) };
     db.job_add(&job, &values).await?;
     Ok(job)
 }

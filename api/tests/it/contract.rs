@@ -5,7 +5,7 @@
 use crate::openapi::operations;
 
 /// Method, path, statuses of success and redirection.
-const SHARED: [(&str, &str, &[&str]); 29] = [
+const SHARED: [(&str, &str, &[&str]); 43] = [
     ("GET", "/v0/meta", &["200"]),
     ("GET", "/v0/me", &["200"]),
     ("GET", "/v0/files", &["200"]),
@@ -39,6 +39,20 @@ const SHARED: [(&str, &str, &[&str]); 29] = [
     ("GET", "/v0/solvers/{solver_key}/releases/{version}/jobs/{job_id}/logstream", &["200"]),
     ("GET", "/v0/solvers/{solver_key}/releases/{version}/jobs/{job_id}/metadata", &["200"]),
     ("PATCH", "/v0/solvers/{solver_key}/releases/{version}/jobs/{job_id}/metadata", &["200"]),
+    ("GET", "/v0/studies", &["200"]),
+    ("GET", "/v0/studies/{study_id}", &["200"]),
+    ("POST", "/v0/studies/{study_id}:clone", &["201"]),
+    ("GET", "/v0/studies/{study_id}/ports", &["200"]),
+    ("GET", "/v0/studies/{study_id}/jobs", &["200"]),
+    ("POST", "/v0/studies/{study_id}/jobs", &["200"]),
+    ("DELETE", "/v0/studies/{study_id}/jobs/{job_id}", &["204"]),
+    ("POST", "/v0/studies/{study_id}/jobs/{job_id}:start", &["200", "202"]),
+    ("POST", "/v0/studies/{study_id}/jobs/{job_id}:stop", &["200"]),
+    ("POST", "/v0/studies/{study_id}/jobs/{job_id}:inspect", &["200"]),
+    ("POST", "/v0/studies/{study_id}/jobs/{job_id}/outputs", &["200"]),
+    ("GET", "/v0/studies/{study_id}/jobs/{job_id}/outputs/log-links", &["200"]),
+    ("GET", "/v0/studies/{study_id}/jobs/{job_id}/metadata", &["200"]),
+    ("PUT", "/v0/studies/{study_id}/jobs/{job_id}/metadata", &["200"]),
 ];
 
 #[test]

@@ -6,4 +6,5 @@ mod dispatch;
 mod http;
 mod openapi;
 mod store;
+mod studies;
 mod support;
