@@ -19,6 +19,7 @@ use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::{
     openapi::{document, operations},
+    studies,
     support::{Answer, Api, SLEEPER, TestApp, answer, sha256, sleeper, text, wait_until},
 };
 
@@ -320,8 +321,11 @@ fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::Request
                 request.json(&json!({"client_file": file, "uploaded_parts": {"parts": []}}))
             }
             "abort_multipart_upload" => request.json(&json!({"client_file": file})),
-            "create_solver_job" => request.json(&json!({"values": {}})),
-            "replace_job_custom_metadata" => request.json(&json!({"metadata": {}})),
+            "clone_study" => request.json(&json!({})),
+            "create_solver_job" | "create_study_job" => request.json(&json!({"values": {}})),
+            "replace_job_custom_metadata" | "replace_study_job_custom_metadata" => {
+                request.json(&json!({"metadata": {}}))
+            }
             id => {
                 assert!(operation.definition.get("requestBody").is_none(), "{id} takes a body");
                 request
@@ -336,7 +340,13 @@ fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::Request
 async fn nothing_is_open_to_strangers() {
     let app = TestApp::start().await;
     let id = JobId::new().to_string();
-    let good = [("solver_key", SLEEPER), ("version", "2.1.6"), ("job_id", &id), ("file_id", &id)];
+    let good = [
+        ("solver_key", SLEEPER),
+        ("version", "2.1.6"),
+        ("job_id", &id),
+        ("file_id", &id),
+        ("study_id", &id),
+    ];
     let bad = good.map(|(name, _)| (name, "nonsense"));
     let wrong = Credentials { key: "ada-key".to_owned(), secret: "guessed".to_owned() };
     let guessing = app.seen_by(wrong);
@@ -385,15 +395,23 @@ async fn what_belongs_to_others_is_not_there() {
     let job_id = job.rsplit('/').next().unwrap();
     let file = app.upload("a.txt", b"1").await.json();
     let file_id = text(&file, "/id");
+    let study =
+        studies::publish(&app, sleeper().await, &studies::example("sleeper_test_study")).await;
+    let clone = app.post(&format!("{study}:clone")).await.json();
     let bob = app.add_user("bob@example.org").await;
-    let values =
-        [("solver_key", SLEEPER), ("version", "2.1.6"), ("job_id", job_id), ("file_id", file_id)];
+    let values = [
+        ("solver_key", SLEEPER),
+        ("version", "2.1.6"),
+        ("job_id", job_id),
+        ("file_id", file_id),
+        ("study_id", text(&clone, "/uid")),
+    ];
     let mut refused = 0;
     for (operation, request) in requests(&bob, &values) {
         let answer = answer(request).await;
         let owned = operations().iter().any(|known| {
             known.id() == operation
-                && (known.path.contains("{job_id}") || known.path.contains("{file_id}"))
+                && ["{job_id}", "{file_id}", "{study_id}"].iter().any(|id| known.path.contains(id))
         });
         if owned {
             assert_eq!(answer.status, 404, "{operation}: {answer}");
@@ -402,7 +420,7 @@ async fn what_belongs_to_others_is_not_there() {
             assert!(answer.status.is_success(), "{operation}: {answer}");
         }
     }
-    assert_eq!(refused, 15, "operations on what is owned");
+    assert_eq!(refused, 29, "operations on what is owned");
     let stolen = json!({"values": {"input_1": file}});
     assert_eq!(bob.post_json(&format!("{RELEASE}/jobs"), &stolen).await.status, 422);
     let found = bob.get(&format!("/v0/files:search?file_id={file_id}")).await.json();

@@ -15,7 +15,7 @@ use crate::support::{
 const FOREVER: i64 = 300;
 
 /// One of the example studies.
-fn example(name: &str) -> Json {
+pub(crate) fn example(name: &str) -> Json {
     let path = format!("{}/../solvers/studies/{name}.json", env!("CARGO_MANIFEST_DIR"));
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
@@ -30,7 +30,7 @@ fn study(steps: &Json) -> Json {
 }
 
 /// Publishes a study and the sleeper that it is made of; answers its path.
-async fn publish(app: &TestApp, sleeper: Release, definition: &Json) -> String {
+pub(crate) async fn publish(app: &TestApp, sleeper: Release, definition: &Json) -> String {
     let sleeper = app.publish(sleeper).await;
     let definition = Definition::parse(&definition.to_string()).unwrap();
     let release = app.publish(definition.resolve(&[sleeper]).unwrap()).await;
@@ -304,5 +304,36 @@ async fn the_newest_version_takes_the_studys_place() {
     }
     assert_eq!(text(&app.get(&study).await.json(), "/title"), "new");
     assert_eq!(app.get("/v0/studies").await.json()["total"], 1);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_study_may_be_a_step_of_another() {
+    let app = TestApp::start().await;
+    let sleeper = modest().await;
+    let mut inner = study(&json!({"sleep": {"input_2": {"input": "seconds"}}}));
+    inner["outputs"] = json!({"number": {"label": "", "description": "", "type": "integer", "source": {"step": "sleep", "output": "output_2"}}});
+    publish(&app, sleeper.clone(), &inner).await;
+    let inner = Definition::parse(&inner.to_string()).unwrap().resolve(&[sleeper]).unwrap();
+    let mut outer = study(&json!({"inner": {"seconds": {"input": "seconds"}}}));
+    (outer["key"], outer["name"]) = (json!("simcore/services/comp/studies/outer"), json!("outer"));
+    (outer["steps"][0]["solver"], outer["steps"][0]["version"]) =
+        (json!(inner.key), json!("1.0.0"));
+    outer["outputs"] = json!({"number": {"label": "", "description": "", "type": "integer", "source": {"step": "inner", "output": "number"}}});
+    let study = publish(&app, inner, &outer).await;
+
+    let job = start(&app, &study, json!({"seconds": 0})).await;
+    let ended = app.wait_for_end(&job).await;
+    assert_eq!(text(&ended, "/state"), "SUCCESS", "{ended:#}");
+    let outputs = app.post(&format!("{job}/outputs")).await.json();
+    assert!(outputs["results"]["number"].is_i64(), "{outputs:#}");
+
+    let job = start(&app, &study, json!({})).await;
+    app.wait_for(&job, &["STARTED"]).await;
+    assert_eq!(app.post(&format!("{job}:stop")).await.status, 200);
+    assert_eq!(text(&app.wait_for_end(&job).await, "/state"), "ABORTED");
+    assert_eq!(containers(app.data()).await, [] as [String; 0]);
+    assert_eq!(app.delete(&job).await.status, 204);
+    wait_until("the end of the steps", async || steps(&app, &job).await, Vec::is_empty).await;
     app.stop().await;
 }
