@@ -27,7 +27,7 @@ serve: ## Start a service with the sleeper on it and stay; data in ./data, setti
 	@scripts/docker.sh
 	@scripts/images.sh sleeper
 	cargo build --locked --package solverd --bin solverd
-	$(SOLVERD) solvers publish $(SLEEPER):2.0.2 $(SLEEPER):2.1.1 $(SLEEPER):2.1.6 solvers/studies/*.json
+	-$(SOLVERD) solvers publish $(SLEEPER):2.0.2 $(SLEEPER):2.1.1 $(SLEEPER):2.1.6 solvers/studies/*.json
 	@exec $(SOLVERD) serve
 
 # The client suite uses the program that `cargo test` has built: a build of its own would compile it again.
@@ -41,10 +41,11 @@ test: ## Run all checks and tests
 	url=$$(scripts/postgres.sh) && REQUIRE_POSTGRES=1 SOLVERD_TEST_POSTGRES_URL=$$url cargo test --locked --workspace
 	python=$$(scripts/python.sh) && SOLVERD_BIN=$(SOLVERD) $$python -m pytest tests/client
 
-bench: build ## Time one trivial job beside the engine's own run of the same image
+bench: build ## Time one trivial job beside the engine's own run of the same image, and lists of 1 000 and 1 000 000 jobs
 	@scripts/docker.sh
 	@scripts/images.sh sleeper
 	@python=$$(scripts/python.sh) && SOLVERD_BIN=$(RELEASE) scripts/with_service.sh $(SLEEPER):2.1.6 $$python scripts/bench.py 20 $(SLEEPER):2.1.6
+	@url=$$(scripts/postgres.sh) && SOLVERD_TEST_POSTGRES_URL=$$url cargo bench --locked --package solverd --bench lists
 
 lint: ## Check format, lints and documentation
 	@scripts/rust.sh

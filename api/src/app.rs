@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use actix_web::{
@@ -31,6 +32,7 @@ use crate::{
     },
     error::default_route,
     jobs::Rules,
+    limits::{InFlight, limit},
     meta,
     objects::{
         Location, Objects, Secret,
@@ -42,6 +44,15 @@ use crate::{
     settings::Settings,
     store::{self, Db},
 };
+
+/// Connections of each worker; more wait until one of them is closed.
+const CONNECTIONS: usize = 4096;
+
+/// A client that has not sent a whole head by then is cut off.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection without requests is kept.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 
 /// The service with its ports taken and its parts open.
 pub struct App {
@@ -124,6 +135,8 @@ impl App {
         let rules = Data::new(Rules::default());
         let logs = dispatcher.logs();
         let pool = db.clone();
+        let closing = Data::new(shutdown.clone());
+        let in_flight = Data::new(InFlight::default());
         let server = HttpServer::new(move || {
             let (app, document) = actix_web::App::new()
                 .into_utoipa_app()
@@ -133,11 +146,14 @@ impl App {
                 .app_data(Data::new(wake.clone()))
                 .app_data(Data::new(logs.clone()))
                 .app_data(rules.clone())
+                .app_data(closing.clone())
+                .app_data(in_flight.clone())
                 .app_data(PublicUrl(public_url.clone()))
                 .app_data(PayloadConfig::new(BODY_LIMIT))
                 .configure(routes::routes)
                 .split_for_parts();
-            app.wrap(from_fn(authenticate))
+            app.wrap(from_fn(limit))
+                .wrap(from_fn(authenticate))
                 .route("/health", web::get().to(meta::health))
                 .route("/", web::get().to(to_docs))
                 .route("/docs", web::get().to(to_docs))
@@ -145,6 +161,11 @@ impl App {
                 .default_service(web::to(default_route))
         })
         .disable_signals()
+        .max_connections(CONNECTIONS)
+        .client_request_timeout(HEAD_TIMEOUT)
+        .keep_alive(KEEP_ALIVE)
+        // Else a client that has gone away would hold its stream until something is to be sent.
+        .h1_allow_half_closed(false)
         .shutdown_timeout(5)
         .listen(listener)?
         .run();

@@ -12,7 +12,7 @@ mod steps;
 mod task;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -269,9 +269,11 @@ impl Dispatcher {
     /// goes back into the queue, what ran is over. Steps go on where they stand.
     async fn pick_up(&self) -> Result<()> {
         let inner = &self.0;
+        // First who is at work, then who holds a lease: a job that ends in between is not taken for one that nobody is at work for.
+        let at_work: HashSet<JobId> = inner.slots().keys().copied().collect();
         for claimed in inner.db.jobs_leased(&inner.lease).await? {
             let id = claimed.job.id;
-            if inner.slots().contains_key(&id) {
+            if at_work.contains(&id) {
                 continue;
             }
             let release = self.release(&claimed.job).await;

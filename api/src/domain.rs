@@ -3,6 +3,7 @@
 //! Must not: do I/O, speak HTTP or SQL, import any other module of this crate.
 
 pub mod file;
+pub mod filter;
 pub mod id;
 pub mod job;
 pub mod labels;
@@ -10,5 +11,6 @@ pub mod solver;
 pub mod steps;
 pub mod study;
 pub mod time;
+pub mod usage;
 pub mod user;
 pub mod value;

@@ -55,8 +55,18 @@ codes! {
     Conflict => CONFLICT,
     /// The job has no outputs: it has not succeeded.
     NoOutputs => CONFLICT,
+    /// The job's outputs and log were deleted.
+    AssetsDeleted => CONFLICT,
     /// The body is larger than is accepted.
     PayloadTooLarge => PAYLOAD_TOO_LARGE,
+    /// The request's target and headers are larger than is accepted.
+    HeadTooLarge => REQUEST_HEADER_FIELDS_TOO_LARGE,
+    /// The body did not arrive in time.
+    RequestTimeout => REQUEST_TIMEOUT,
+    /// The caller has as many requests in flight as there may be; later there is room again.
+    TooManyRequests => TOO_MANY_REQUESTS,
+    /// The database is away or busy; later it is there again.
+    Unavailable => SERVICE_UNAVAILABLE,
     /// The object store does not answer.
     StorageUnavailable => BAD_GATEWAY,
     /// The service failed; the support id is in its log.
@@ -95,6 +105,18 @@ pub enum Errors {
         description = "The request breaks a rule; the errors name the field, the value and the rule."
     )]
     Invalid(ErrorBody),
+    /// The caller has too many requests in flight.
+    #[response(
+        status = 429,
+        description = "You have too many requests in flight; try again when `Retry-After` says."
+    )]
+    TooMany(ErrorBody),
+    /// Something that the service needs is away for the moment.
+    #[response(
+        status = 503,
+        description = "The database is away for the moment; try again when `Retry-After` says."
+    )]
+    Unavailable(ErrorBody),
     /// The service failed.
     #[response(
         status = 500,
@@ -184,6 +206,10 @@ impl From<store::Error> for ApiError {
             store::Error::Conflict(_) | store::Error::Illegal(_) => {
                 Self::new(ErrorCode::Conflict, error.to_string())
             }
+            store::Error::Database { .. } if error.is_away() => Self {
+                cause: Some(error.into()),
+                ..Self::new(ErrorCode::Unavailable, "the database does not answer; try again")
+            },
             store::Error::Database { .. }
             | store::Error::Migration(_)
             | store::Error::Address(_) => Self::internal(ErrorCode::Internal, error),
@@ -226,6 +252,10 @@ impl ResponseError for ApiError {
                 header::WWW_AUTHENTICATE,
                 r#"Basic realm="solverd", charset="UTF-8""#,
             ));
+        }
+        // Clients repeat these two by themselves, so whatever answers them must pass.
+        if matches!(self.code, ErrorCode::TooManyRequests | ErrorCode::Unavailable) {
+            response.insert_header((header::RETRY_AFTER, "1"));
         }
         if let Some(methods) = &self.allow {
             response.insert_header((header::ALLOW, methods.as_str()));
@@ -322,4 +352,23 @@ pub async fn default_route(request: HttpRequest) -> Result<HttpResponse> {
         return Ok(HttpResponse::TemporaryRedirect().insert_header(location).finish());
     }
     Err(ApiError::new(ErrorCode::RouteNotFound, "Not Found"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_is_told_from_what_does_not() {
+        let answer = |source| {
+            let error = store::Error::Database { doing: "reading", source };
+            ApiError::from(error).error_response()
+        };
+        let away = answer(sqlx::Error::PoolTimedOut);
+        assert_eq!(away.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(away.headers().get(header::RETRY_AFTER).unwrap(), "1");
+        let broken = answer(sqlx::Error::RowNotFound);
+        assert_eq!(broken.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(broken.headers().get(header::RETRY_AFTER), None);
+    }
 }

@@ -252,8 +252,8 @@ pub async fn abort_multipart_upload(
     Ok(Json(()))
 }
 
-/// Once its row is gone, nobody can reach a file's content: that it could not be deleted is not the caller's concern.
-fn forget(deleted: objects::Result<()>) {
+/// Once its row is gone, nobody can reach an object: that it could not be deleted is not the caller's concern.
+pub fn forget(deleted: objects::Result<()>) {
     if let Err(error) = deleted {
         tracing::warn!(error = chain(&error), "an object that nobody needs stays behind");
     }

@@ -3,7 +3,11 @@
 #![expect(unreachable_pub, reason = "the route macros nest the handlers")]
 
 mod create;
+mod events;
+pub mod lists;
 mod logs;
+mod once;
+mod wait;
 
 use actix_web::{
     HttpRequest, HttpResponse, delete, get,
@@ -11,8 +15,9 @@ use actix_web::{
     patch, post,
     web::{Data, Json},
 };
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 use utoipa::{
     IntoParams, PartialSchema, ToSchema,
     openapi::{
@@ -23,12 +28,15 @@ use utoipa::{
 
 pub use create::Rules;
 pub(crate) use create::create;
+pub use once::IdempotencyKey;
+pub use wait::Prefer;
 
 use crate::{
     auth::Caller,
     dispatch::{LogZips, Wake},
     domain::{
-        file::FileRef,
+        file::{File, FileRef},
+        filter::JobFilter,
         id::JobId,
         job::{Job as DomainJob, JobError, JobState},
         solver::{SolverKey, Version},
@@ -36,17 +44,21 @@ use crate::{
         value::Values,
     },
     error::{ApiError, ErrorCode, Errors, FieldError, Result},
+    files::forget,
     objects::Objects,
     paging::{Page, Paging},
     request::{BaseUrl, Body, Params, from_request},
     solvers::{ReleasePath, release_path},
-    store::Db,
+    store::{Db, Window},
 };
 
 from_request!(JobPath, CreateQuery);
 
 /// A page of jobs. An alias, because utoipa would look for a derive on `Page<Job>`.
 type JobPage = Page<Job>;
+
+/// The largest notes on a job, in bytes of JSON.
+const METADATA_LIMIT: usize = 64 << 10;
 
 /// Names a job in a path.
 #[derive(IntoParams)]
@@ -86,7 +98,7 @@ impl JobPath {
     }
 
     /// Loads the job; that is checking the right to it.
-    async fn load(&self, caller: &Caller, db: &Db) -> Result<DomainJob> {
+    pub(crate) async fn load(&self, caller: &Caller, db: &Db) -> Result<DomainJob> {
         self.check(db.job_get(self.job_id, caller.id()).await?)
     }
 }
@@ -246,7 +258,7 @@ pub struct JobMetadataUpdate {
 }
 
 impl JobMetadataUpdate {
-    /// The notes, if each is what a note may be.
+    /// The notes, if each is what a note may be, and all together are not too large.
     pub(crate) fn checked(self) -> Result<Values> {
         let wrong: Vec<_> = self
             .metadata
@@ -261,7 +273,16 @@ impl JobMetadataUpdate {
                 )
             })
             .collect();
-        if wrong.is_empty() { Ok(self.metadata) } else { Err(wrong.into()) }
+        if !wrong.is_empty() {
+            return Err(wrong.into());
+        }
+        let size = serde_json::to_vec(&self.metadata).map_or(usize::MAX, |text| text.len());
+        if size > METADATA_LIMIT {
+            let rule = format!("must not be larger than {METADATA_LIMIT} bytes of JSON");
+            let size = format!("{size} bytes");
+            return Err(FieldError::new("too_long", &["body", "metadata"], size, &rule).into());
+        }
+        Ok(self.metadata)
     }
 }
 
@@ -314,19 +335,26 @@ impl PartialSchema for MetaValueType {
 /// Create a job.
 ///
 /// Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is
-/// accepted and delivered as it is. Values for unknown ports are noted in the job's log.
-#[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery), request_body = JobInputs, responses((status = 201, description = "The job, not started.", body = Job), Errors))]
+/// accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be
+/// repeated: there is one job, and every answer is the same.
+#[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery, IdempotencyKey), request_body = JobInputs, responses(
+    (status = 201, description = "The job, not started.", body = Job),
+    (status = 409, description = "The job that this key made was deleted.", body = crate::error::ErrorBody),
+    Errors
+))]
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs")]
+#[expect(clippy::too_many_arguments, reason = "each is one thing that the handler touches")]
 pub async fn create_solver_job(
     path: ReleasePath,
     _query: CreateQuery,
+    key: IdempotencyKey,
     body: Body<JobInputs>,
     caller: Caller,
     base: BaseUrl,
     db: Data<Db>,
     rules: Data<Rules>,
 ) -> Result<HttpResponse> {
-    let job = create(&path, None, body.0.values, &caller, &db, &rules).await?;
+    let job = create(&path, None, body.0.values, key, &caller, &db, &rules).await?;
     Ok(HttpResponse::Created().json(Job::new(&job, &base)))
 }
 
@@ -341,7 +369,8 @@ pub async fn list_jobs(
     base: BaseUrl,
     db: Data<Db>,
 ) -> Result<Json<Vec<Job>>> {
-    let (jobs, _) = page(&path, &caller, &db, i64::MAX, 0).await?;
+    let all = Window { limit: i64::MAX, offset: 0, oldest_first: false };
+    let (jobs, _) = page(&path, &caller, &db, all).await?;
     Ok(Json(jobs.iter().map(|job| Job::new(job, &base)).collect()))
 }
 
@@ -355,7 +384,7 @@ pub async fn list_jobs_paginated(
     base: BaseUrl,
     db: Data<Db>,
 ) -> Result<Json<JobPage>> {
-    let (jobs, total) = page(&path, &caller, &db, paging.limit, paging.offset).await?;
+    let (jobs, total) = page(&path, &caller, &db, lists::window(&paging)).await?;
     Ok(Json(paging.page(jobs.iter().map(|job| Job::new(job, &base)).collect(), total)))
 }
 
@@ -363,13 +392,20 @@ async fn page(
     path: &ReleasePath,
     caller: &Caller,
     db: &Db,
-    limit: i64,
-    offset: i64,
+    window: Window,
 ) -> Result<(Vec<DomainJob>, i64)> {
     db.release_get(&path.solver_key, &path.version).await?;
-    Ok(db
-        .jobs_page(caller.id(), path.solver_key.as_str(), &path.version.to_string(), limit, offset)
-        .await?)
+    let release = (path.solver_key.clone(), path.version.to_string());
+    let filter = JobFilter { releases: Some(vec![release]), ..JobFilter::default() };
+    Ok(db.jobs_list(caller.id(), &filter, window).await?)
+}
+
+/// Fails if the job's outputs and log were deleted.
+fn check_assets(job: &DomainJob) -> Result<()> {
+    let Some(at) = job.assets_deleted_at else { return Ok(()) };
+    let at = at.to_rfc3339_opts(SecondsFormat::Secs, true);
+    let message = format!("the assets of job `{}` were deleted at {at}", job.id);
+    Err(ApiError::new(ErrorCode::AssetsDeleted, message))
 }
 
 /// Start a job.
@@ -378,6 +414,7 @@ async fn page(
 #[utoipa::path(tag = "jobs", params(JobPath), responses(
     (status = 202, description = "Queued.", body = JobStatus),
     (status = 200, description = "It was started before.", body = JobStatus),
+    (status = 409, description = "Its assets were deleted.", body = crate::error::ErrorBody),
     Errors
 ))]
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}:start")]
@@ -393,16 +430,30 @@ pub async fn start_job(
 /// Starts a job that the caller has loaded.
 pub(crate) async fn start(job: &DomainJob, db: &Db, wake: &Wake) -> Result<HttpResponse> {
     let (job, first) = db.job_publish(job.id, job.owner, now()).await?;
+    check_assets(&job)?;
     wake.notify();
     let status = if first { StatusCode::ACCEPTED } else { StatusCode::OK };
     Ok(HttpResponse::build(status).json(JobStatus::from(job)))
 }
 
 /// Inspect a job.
-#[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "How it is getting on.", body = JobStatus), Errors))]
+///
+/// At once, or, with `Prefer: wait=N`, when there is news.
+#[utoipa::path(tag = "jobs", params(JobPath, Prefer), responses(
+    (status = 200, description = "How it is getting on.", body = JobStatus, headers(("preference-applied" = String, description = "The wait that was granted."))),
+    Errors
+))]
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}:inspect")]
-pub async fn inspect_job(path: JobPath, caller: Caller, db: Data<Db>) -> Result<Json<JobStatus>> {
-    Ok(Json(path.load(&caller, &db).await?.into()))
+pub async fn inspect_job(
+    path: JobPath,
+    prefer: Prefer,
+    caller: Caller,
+    db: Data<Db>,
+    closing: Data<CancellationToken>,
+) -> Result<HttpResponse> {
+    let job =
+        prefer.look(&db, path.job_id, &closing, async || path.load(&caller, &db).await).await?;
+    Ok(prefer.applied(HttpResponse::Ok().json(JobStatus::from(job))))
 }
 
 /// Stop a job.
@@ -429,7 +480,7 @@ pub(crate) async fn stop(job: &DomainJob, db: &Db, wake: &Wake) -> Result<Json<J
 /// Get a job's outputs.
 #[utoipa::path(tag = "jobs", params(JobPath), responses(
     (status = 200, description = "Values of all outputs.", body = JobOutputs),
-    (status = 409, description = "The job has not succeeded.", body = crate::error::ErrorBody),
+    (status = 409, description = "The job has not succeeded, or its assets were deleted.", body = crate::error::ErrorBody),
     Errors
 ))]
 #[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/outputs")]
@@ -443,6 +494,7 @@ pub async fn get_job_outputs(
 
 /// The outputs of a job that the caller has loaded.
 pub(crate) async fn outputs(job: DomainJob, db: &Db) -> Result<Json<JobOutputs>> {
+    check_assets(&job)?;
     let Some(results) = db.job_outputs(job.id).await? else {
         let why = job.error.map_or_else(String::new, |error| format!(": {}", error.msg));
         return Err(ApiError::new(
@@ -455,7 +507,7 @@ pub(crate) async fn outputs(job: DomainJob, db: &Db) -> Result<Json<JobOutputs>>
 
 /// Download a job's log.
 ///
-/// A zip with one text file. There is none before the job has ended.
+/// A zip with one text file. There is none before the job has ended, nor after its assets were deleted.
 #[utoipa::path(tag = "jobs", params(JobPath), responses(
     (status = 200, description = "The zip, after following the link.", body = String, content_type = "application/zip"),
     (status = 307, description = "Where the zip is.", headers(("location" = String, description = "A link that is good for an hour."))),
@@ -479,12 +531,17 @@ pub(crate) async fn log_link(job: &DomainJob, objects: &Objects, logs: &LogZips)
     let key = match &job.log_key {
         Some(key) => key.clone(),
         // The object store was away when the job ended.
-        None if job.state.is_final() => logs
+        None if job.state.is_final() && job.assets_deleted_at.is_none() => logs
             .make_up(job)
             .await
             .map_err(|error| ApiError::internal(ErrorCode::StorageUnavailable, error))?,
         None => {
-            let message = format!("log of job `{}` not found: it is {}", job.id, job.state);
+            let why = if job.assets_deleted_at.is_some() {
+                "it was deleted".to_owned()
+            } else {
+                format!("the job is {}", job.state)
+            };
+            let message = format!("log of job `{}` not found: {why}", job.id);
             return Err(ApiError::new(ErrorCode::NotFound, message));
         }
     };
@@ -504,6 +561,37 @@ pub async fn get_log_stream(path: JobPath, caller: Caller, db: Data<Db>) -> Resu
     let job = path.load(&caller, &db).await?;
     let lines = logs::follow(db.as_ref().clone(), job.id, caller.id());
     Ok(HttpResponse::Ok().content_type("application/x-ndjson").streaming(lines))
+}
+
+/// Follow a job.
+///
+/// Server-sent events, from the job's creation to its end: `state` (`{"job_id", "state", "at", "errors"}`), `progress` (`{"job_id",
+/// "progress"}`) and `log` (a line, as in the log stream). The last one is the `state` in which the job has ended. Each event has an
+/// id: with it in `Last-Event-ID` the stream goes on right behind that event, also after the service was restarted. Comments keep the
+/// connection alive.
+#[utoipa::path(tag = "jobs", params(events::EventsPath, events::Resume), responses(
+    (status = 200, description = "Events as they come.", body = String, content_type = "text/event-stream"),
+    (status = 204, description = "The job has ended, and you have seen its last event."),
+    Errors
+))]
+#[get("/v0/jobs/{job_id:[^/:]+}/events")]
+pub async fn get_job_events(
+    path: events::EventsPath,
+    resume: events::Resume,
+    caller: Caller,
+    db: Data<Db>,
+    closing: Data<CancellationToken>,
+) -> Result<HttpResponse> {
+    let (db, closing) = (db.as_ref().clone(), closing.as_ref().clone());
+    let Some(events) = events::follow(&path, &resume, &caller, db, closing).await? else {
+        return Ok(HttpResponse::NoContent().finish());
+    };
+    Ok(HttpResponse::Ok()
+        .content_type("text/event-stream")
+        .insert_header((header::CACHE_CONTROL, "no-store"))
+        // Proxies like nginx would collect the events before they pass them on.
+        .insert_header(("X-Accel-Buffering", "no"))
+        .streaming(events))
 }
 
 /// Get your notes on a job.
@@ -545,15 +633,24 @@ pub(crate) async fn set_metadata(
 }
 
 /// Get a job.
-#[utoipa::path(tag = "jobs", params(JobPath), responses((status = 200, description = "The job.", body = Job), Errors))]
+///
+/// At once, or, with `Prefer: wait=N`, when its state or progress has changed; inspecting it tells which they are.
+#[utoipa::path(tag = "jobs", params(JobPath, Prefer), responses(
+    (status = 200, description = "The job.", body = Job, headers(("preference-applied" = String, description = "The wait that was granted."))),
+    Errors
+))]
 #[get("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}")]
 pub async fn get_job(
     path: JobPath,
+    prefer: Prefer,
     caller: Caller,
     base: BaseUrl,
     db: Data<Db>,
-) -> Result<Json<Job>> {
-    Ok(Json(Job::new(&path.load(&caller, &db).await?, &base)))
+    closing: Data<CancellationToken>,
+) -> Result<HttpResponse> {
+    let job =
+        prefer.look(&db, path.job_id, &closing, async || path.load(&caller, &db).await).await?;
+    Ok(prefer.applied(HttpResponse::Ok().json(Job::new(&job, &base))))
 }
 
 /// Delete a job.
@@ -578,5 +675,29 @@ pub async fn delete_job(
 pub(crate) async fn delete(job: &DomainJob, db: &Db, wake: &Wake) -> Result<HttpResponse> {
     db.job_request_delete(job.id, job.owner, now()).await?;
     wake.notify();
+    Ok(HttpResponse::NoContent().finish())
+}
+
+/// Delete a job's assets.
+///
+/// Its output files and its log, and those of its steps, are gone for good; the job stays, with status and notes. May be repeated.
+#[utoipa::path(tag = "jobs", params(JobPath), responses(
+    (status = 204, description = "Deleted."),
+    (status = 409, description = "The job has not ended, or is a step of another.", body = crate::error::ErrorBody),
+    Errors
+))]
+#[delete("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/assets")]
+pub async fn delete_job_assets(
+    path: JobPath,
+    caller: Caller,
+    db: Data<Db>,
+    objects: Data<Objects>,
+) -> Result<HttpResponse> {
+    let job = path.load(&caller, &db).await?;
+    let (jobs, files) = db.job_delete_assets(job.id, caller.id(), now()).await?;
+    let logs = jobs.into_iter().map(DomainJob::log_object_key);
+    for key in files.into_iter().map(File::object_key).chain(logs) {
+        forget(objects.delete(&key).await);
+    }
     Ok(HttpResponse::NoContent().finish())
 }

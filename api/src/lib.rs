@@ -1,8 +1,9 @@
 //! solverd: any containerised solver as a typed HTTP API.
 //!
 //! In the order of a request: [`app`] puts everything together, [`routes`] shows every route, the handlers ([`meta`], [`users`],
-//! [`files`], [`solvers`], [`jobs`], [`studies`]) read it with [`auth`], [`request`] and [`paging`] and answer with types of their own or with
-//! [`error`]. They ask the [`store`] (SQL) and [`objects`] (S3) for [`domain`] things. [`dispatch`] runs jobs beside them.
+//! [`files`], [`solvers`], [`jobs`], [`studies`], [`wallets`]) read it with [`auth`], [`request`] and [`paging`] and answer with types of their own or with
+//! [`error`]; [`limits`] bounds what one caller may ask at once. They ask the [`store`] (SQL) and [`objects`] (S3) for [`domain`] things.
+//! [`dispatch`] runs jobs beside them.
 
 pub mod app;
 pub mod auth;
@@ -11,6 +12,7 @@ pub mod domain;
 pub mod error;
 pub mod files;
 pub mod jobs;
+pub mod limits;
 pub mod meta;
 pub mod objects;
 pub mod openapi;
@@ -23,5 +25,6 @@ pub mod solvers;
 pub mod store;
 pub mod studies;
 pub mod users;
+pub mod wallets;
 
 pub use app::App;

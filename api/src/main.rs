@@ -20,6 +20,7 @@ use solverd::{
         solver::Release,
         steps::Definition,
         time::now,
+        usage::seconds,
         user::{Credentials, parse_email},
     },
     openapi,
@@ -63,6 +64,13 @@ enum Command {
 enum Users {
     /// Add a user.
     Add { email: String },
+    /// Show what a user's jobs have used of the machine, deleted ones included.
+    Usage {
+        email: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Subcommand)]
@@ -133,6 +141,9 @@ async fn run() -> anyhow::Result<()> {
                 "added {}; `solverd keys create {}` makes a key",
                 user.email, user.email
             )?;
+        }
+        Command::Users(Users::Usage { email, json }) => {
+            usage(&settings, &email, json, &mut out).await?;
         }
         Command::Keys(Keys::Create { email, json }) => {
             let email = parse_email(&email).map_err(|error| anyhow!(error))?;
@@ -215,6 +226,32 @@ fn show(out: &mut impl Write, credentials: &Credentials) -> io::Result<()> {
     writeln!(out, "  key     {}\n  secret  {}", credentials.key, credentials.secret)
 }
 
+async fn usage(
+    settings: &Settings,
+    email: &str,
+    as_json: bool,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let email = parse_email(email).map_err(|error| anyhow!(error))?;
+    let db = open_db(settings).await?;
+    let total = db.user_usage(db.user_by_email(&email).await?.id).await?;
+    let [cpu, reserved, wall] =
+        [total.cpu_micros, total.reserved_micros, total.wall_micros].map(seconds);
+    if as_json {
+        let row = json!({
+            "email": email, "jobs": total.jobs, "cpu_seconds": cpu, "cpu_seconds_reserved": reserved, "wall_seconds": wall,
+        });
+        writeln!(out, "{}", serde_json::to_string_pretty(&row)?)?;
+    } else {
+        writeln!(
+            out,
+            "{email}: {} jobs ran for {wall:.1} s and used {cpu:.1} CPU-seconds, {reserved:.1} of them by what they reserved",
+            total.jobs
+        )?;
+    }
+    Ok(())
+}
+
 async fn publish(
     settings: &Settings,
     sources: &[String],
@@ -227,7 +264,8 @@ async fn publish(
             study(source, &db).await.with_context(|| format!("file {source}"))?
         } else {
             let image = Docker::connect()?.image(source).await?;
-            labels::release(source, &image.labels).with_context(|| format!("image {source}"))?
+            labels::release(source, &image.id, &image.labels)
+                .with_context(|| format!("image {source}"))?
         };
         let is_new = db.release_publish(&release, now()).await?;
         let note = if is_new { "published" } else { "was published already" };

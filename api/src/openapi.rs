@@ -27,6 +27,8 @@ use crate::routes;
         (name = "solvers", description = "What can be run."),
         (name = "jobs", description = "Runs of solvers."),
         (name = "studies", description = "Solvers made of steps, and their runs."),
+        (name = "wallets", description = "What pays for jobs: nothing has a price here."),
+        (name = "credits", description = "What wallets hold: there are none."),
     ),
     security(("basic" = [])),
     modifiers(&Basic)

@@ -54,6 +54,14 @@ impl Paging {
         })
     }
 
+    /// Cuts the page out of the whole list.
+    pub fn cut<T>(&self, items: Vec<T>) -> Page<T> {
+        let total = i64::try_from(items.len()).unwrap_or(i64::MAX);
+        let number = |count: i64| usize::try_from(count).unwrap_or(usize::MAX);
+        let shown = items.into_iter().skip(number(self.offset)).take(number(self.limit));
+        self.page(shown.collect(), total)
+    }
+
     /// Makes the page of what was found.
     pub fn page<T>(&self, items: Vec<T>, total: i64) -> Page<T> {
         let last = (total - 1).max(0) / self.limit * self.limit;

@@ -1,6 +1,6 @@
 //! Reads parameters and bodies of requests, so that every refusal names the field, the value and the rule.
 
-use std::{collections::HashMap, future::Future, iter, pin::Pin};
+use std::{future::Future, iter, pin::Pin, time::Duration};
 
 use actix_web::{
     FromRequest, HttpRequest, dev::Payload, error::PayloadError, http::header, web::Bytes,
@@ -14,6 +14,12 @@ use crate::error::{ApiError, ErrorCode, FieldError, Result};
 
 /// The largest JSON body that is accepted, in bytes.
 pub const BODY_LIMIT: usize = 8 << 20;
+
+/// How long a JSON body may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// How deep JSON may be nested: what `serde_json` takes.
+const DEPTH: usize = 127;
 
 /// Lets handlers take types that are read from a request's head by their function `of(&HttpRequest) -> Result<Self>`.
 macro_rules! from_request {
@@ -34,7 +40,7 @@ pub(crate) use from_request;
 /// The parameters of a path or of a query, as text.
 pub struct Params {
     place: &'static str,
-    values: HashMap<String, String>,
+    values: Vec<(String, String)>,
 }
 
 impl Params {
@@ -70,11 +76,23 @@ impl Params {
         rule: &str,
         parse: impl Fn(&str) -> Result<T, E>,
     ) -> Result<Option<T>> {
-        let Some(text) = self.values.get(name) else { return Ok(None) };
-        match parse(text) {
-            Ok(value) if !text.contains('\0') => Ok(Some(value)),
+        // Of several the last counts.
+        Ok(self.all(name, rule, parse)?.pop())
+    }
+
+    /// A parameter that may be repeated.
+    pub fn all<T, E>(
+        &self,
+        name: &str,
+        rule: &str,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Result<Vec<T>> {
+        let values = self.values.iter().filter(|(other, _)| other == name);
+        let parsed = values.map(|(_, text)| match parse(text) {
+            Ok(value) if !text.contains('\0') => Ok(value),
             _ => Err(FieldError::new("value_error", &[self.place, name], text, rule).into()),
-        }
+        });
+        parsed.collect()
     }
 
     /// A parameter that says yes or no.
@@ -143,7 +161,8 @@ impl<T: DeserializeOwned + 'static> FromRequest for Body<T> {
             if declared.is_some_and(|length: usize| length > BODY_LIMIT) {
                 return Err(too_large());
             }
-            let bytes = bytes.await.map_err(|error| match error.as_error::<PayloadError>() {
+            let bytes = tokio::time::timeout(BODY_TIMEOUT, bytes).await.map_err(|_| too_slow())?;
+            let bytes = bytes.map_err(|error| match error.as_error::<PayloadError>() {
                 Some(PayloadError::Overflow) => too_large(),
                 _ => FieldError::new(
                     "body",
@@ -162,6 +181,14 @@ fn too_large() -> ApiError {
     ApiError::new(
         ErrorCode::PayloadTooLarge,
         format!("the body must not be larger than {BODY_LIMIT} bytes"),
+    )
+}
+
+fn too_slow() -> ApiError {
+    let seconds = BODY_TIMEOUT.as_secs();
+    ApiError::new(
+        ErrorCode::RequestTimeout,
+        format!("the body must arrive within {seconds} seconds"),
     )
 }
 
@@ -191,7 +218,12 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Box<FieldError>> {
             }
             .unwrap_or_default();
         }
-        let msg = format!("`{}`: {error}", loc.join("."));
+        // serde_json has no other mark for it.
+        let msg = if error.to_string().starts_with("recursion limit exceeded") {
+            format!("`body` must not be nested deeper than {DEPTH} levels")
+        } else {
+            format!("`{}`: {error}", loc.join("."))
+        };
         Box::new(FieldError { kind: "json_invalid", msg, loc, input, ctx: None })
     };
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
@@ -209,6 +241,8 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Box<FieldError>> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use serde::Deserialize;
 
     use super::*;
@@ -238,6 +272,10 @@ mod tests {
         assert!(parse::<Option<Outer>>(b"").unwrap().is_none());
         assert_eq!(parse::<Outer>(b"").unwrap_err().msg, "`body` is required, got null");
         assert!(parse::<Outer>(b"{").unwrap_err().msg.contains("EOF"));
+        let nested = |depth| format!("{{\"x\": {}{}}}", "[".repeat(depth), "]".repeat(depth));
+        assert!(parse::<Json>(nested(DEPTH - 1).as_bytes()).is_ok());
+        let error = parse::<Json>(nested(DEPTH).as_bytes()).unwrap_err();
+        assert_eq!(error.msg, "`body` must not be nested deeper than 127 levels");
         assert!(parse::<Json>(b"{} {}").unwrap_err().msg.contains("trailing characters"));
         let list = br#"{"x": [{"size": 1}, {"size": "a.b"}]}"#;
         let error = parse::<HashMap<String, Vec<Inner>>>(list).unwrap_err();

@@ -12,13 +12,20 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     auth::Caller,
-    domain::solver::{Port, Release, SolverKey, Version},
+    domain::{
+        filter::Glob,
+        solver::{Port, Release, SolverKey, Version},
+    },
     error::{Errors, Result},
+    paging::{Page, Paging},
     request::{BaseUrl, Params, from_request},
     store::Db,
 };
 
-from_request!(SolverPath, ReleasePath);
+from_request!(SolverPath, ReleasePath, SolverFilter);
+
+/// A page of releases. An alias, because utoipa would look for a derive on `Page<Solver>`.
+type SolverPage = Page<Solver>;
 
 /// Names a solver in a path.
 #[derive(IntoParams)]
@@ -60,6 +67,37 @@ impl ReleasePath {
     pub fn read(params: &Params) -> Result<Self> {
         let solver_key = SolverPath::key(params)?;
         Ok(Self { solver_key, version: params.need("version", Version::RULE, Version::parse)? })
+    }
+}
+
+/// Which releases are looked for.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct SolverFilter {
+    /// Releases of solvers whose key matches; `*` is any text, `?` any character.
+    #[param(value_type = String, max_length = 512, required = false, example = "*/sleeper")]
+    solver_id: Option<Glob>,
+    /// Releases whose version, as their authors call it, matches.
+    #[param(value_type = String, max_length = 512, required = false)]
+    version_display: Option<Glob>,
+}
+
+impl SolverFilter {
+    fn of(request: &HttpRequest) -> Result<Self> {
+        let params = Params::of_query(request)?;
+        Ok(Self {
+            solver_id: params.get("solver_id", Glob::RULE, Glob::parse)?,
+            version_display: params.get("version_display", Glob::RULE, Glob::parse)?,
+        })
+    }
+
+    fn matches(&self, release: &Release) -> bool {
+        let display = release.version_display.as_deref();
+        self.solver_id.as_ref().is_none_or(|glob| glob.matches(release.key.as_str()))
+            && self
+                .version_display
+                .as_ref()
+                .is_none_or(|glob| display.is_some_and(|text| glob.matches(text)))
     }
 }
 
@@ -152,6 +190,23 @@ pub async fn list_solvers(_: Caller, base: BaseUrl, db: Data<Db>) -> Result<Json
     Ok(Json(newest.into_iter().map(|release| Solver::new(release, &base)).collect()))
 }
 
+/// Find releases, in pages.
+#[utoipa::path(tag = "solvers", params(SolverFilter, Paging), responses((status = 200, description = "A page of releases by key, newest version first.", body = SolverPage), Errors))]
+#[get("/v0/solvers/page")]
+pub async fn list_all_solvers_paginated(
+    filter: SolverFilter,
+    paging: Paging,
+    _: Caller,
+    base: BaseUrl,
+    db: Data<Db>,
+) -> Result<Json<SolverPage>> {
+    let mut releases = db.releases_all().await?;
+    releases.retain(|release| filter.matches(release));
+    releases.sort_by(|a, b| (&a.key, &b.version).cmp(&(&b.key, &a.version)));
+    let shown = releases.into_iter().map(|release| Solver::new(release, &base));
+    Ok(Json(paging.cut(shown.collect())))
+}
+
 /// List all releases.
 #[utoipa::path(tag = "solvers", responses((status = 200, description = "Releases by key, then version.", body = Vec<Solver>), Errors))]
 #[get("/v0/solvers/releases")]
@@ -193,6 +248,20 @@ pub async fn list_solver_releases(
 ) -> Result<Json<Vec<Solver>>> {
     let releases = db.releases_of(&path.solver_key).await?;
     Ok(Json(releases.into_iter().map(|release| Solver::new(release, &base)).collect()))
+}
+
+/// List the releases of a solver, in pages.
+#[utoipa::path(tag = "solvers", params(SolverPath, Paging), responses((status = 200, description = "A page of releases, newest version first.", body = SolverPage), Errors))]
+#[get("/v0/solvers/{solver_key:.+}/releases/page")]
+pub async fn list_solver_releases_paginated(
+    path: SolverPath,
+    paging: Paging,
+    _: Caller,
+    base: BaseUrl,
+    db: Data<Db>,
+) -> Result<Json<SolverPage>> {
+    let releases = db.releases_of(&path.solver_key).await?.into_iter().rev();
+    Ok(Json(paging.cut(releases.map(|release| Solver::new(release, &base)).collect())))
 }
 
 /// Get a release.

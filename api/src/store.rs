@@ -6,8 +6,11 @@ mod changes;
 mod files;
 mod jobs;
 mod json;
+mod lists;
+mod once;
 mod solvers;
 mod studies;
+mod usage;
 mod users;
 
 use std::{str::FromStr, sync::Arc, time::Duration};
@@ -20,7 +23,9 @@ use sqlx::{
 };
 
 pub use changes::Changed;
-pub use jobs::{Claimed, LogChunk};
+pub use jobs::{Claimed, JobStep, LogChunk};
+pub use lists::Window;
+pub use once::Once;
 
 use crate::domain::job::IllegalTransition;
 
@@ -105,6 +110,21 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the database cannot be reached or has no time: narrower than [`Self::is_transient`], which would rather try in vain than
+    /// lose something. For clients that repeat by themselves, and give up on what never gets better.
+    pub fn is_away(&self) -> bool {
+        let Self::Database { source, .. } = self else { return false };
+        match source.as_database_error().map(|error| error.code().unwrap_or_default()) {
+            // SQLite's busy and locked; Postgres' classes: connection lost, deadlock or serialisation, resources, shutdown.
+            Some(code) => {
+                matches!(&*code, "5" | "6" | "261" | "262" | "517" | "773")
+                    || code.len() == 5
+                        && ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class))
+            }
+            None => self.is_transient(),
+        }
+    }
+
     /// Whether the same call may succeed later: the database was away, busy or full. What breaks a rule never will.
     pub fn is_transient(&self) -> bool {
         let Self::Database { source, .. } = self else { return false };

@@ -23,8 +23,8 @@ use crate::{
     },
     error::{ApiError, ErrorCode, Errors, FieldError, Result},
     jobs::{
-        self, CreateQuery, Job, JobInputs, JobMetadata, JobMetadataUpdate, JobOutputs, JobStatus,
-        Rules,
+        self, CreateQuery, IdempotencyKey, Job, JobInputs, JobMetadata, JobMetadataUpdate,
+        JobOutputs, JobStatus, Rules,
     },
     objects::Objects,
     paging::{Page, Paging},
@@ -254,12 +254,19 @@ fn release_of(study: &DomainStudy) -> Result<ReleasePath> {
 
 /// Create a job of a study.
 ///
-/// Checks the values, which go by the labels of the study's inputs; nothing runs before the job is started.
-#[utoipa::path(tag = "studies", params(StudyPath, CreateQuery), request_body = JobInputs, responses((status = 200, description = "The job, not started.", body = Job), Errors))]
+/// Checks the values, which go by the labels of the study's inputs; nothing runs before the job is started. A request with an
+/// `Idempotency-Key` may be repeated: there is one job, and every answer is the same.
+#[utoipa::path(tag = "studies", params(StudyPath, CreateQuery, IdempotencyKey), request_body = JobInputs, responses(
+    (status = 200, description = "The job, not started.", body = Job),
+    (status = 409, description = "The job that this key made was deleted.", body = crate::error::ErrorBody),
+    Errors
+))]
 #[post("/v0/studies/{study_id}/jobs")]
+#[expect(clippy::too_many_arguments, reason = "each is one thing that the handler touches")]
 pub async fn create_study_job(
     path: StudyPath,
     _query: CreateQuery,
+    key: IdempotencyKey,
     body: Body<JobInputs>,
     caller: Caller,
     base: BaseUrl,
@@ -268,7 +275,8 @@ pub async fn create_study_job(
 ) -> Result<Json<Job>> {
     let study = path.load(&caller, &db).await?;
     let release = release_of(&study)?;
-    let job = jobs::create(&release, Some(study.id), body.0.values, &caller, &db, &rules).await?;
+    let job =
+        jobs::create(&release, Some(study.id), body.0.values, key, &caller, &db, &rules).await?;
     Ok(Json(Job::new(&job, &base)))
 }
 
@@ -294,6 +302,7 @@ pub async fn list_study_jobs(
 #[utoipa::path(tag = "studies", params(StudyJobPath), responses(
     (status = 202, description = "Queued.", body = JobStatus),
     (status = 200, description = "It was started before.", body = JobStatus),
+    (status = 409, description = "Its assets were deleted.", body = crate::error::ErrorBody),
     Errors
 ))]
 #[post("/v0/studies/{study_id}/jobs/{job_id:[^/:]+}:start")]
@@ -336,7 +345,7 @@ pub async fn stop_study_job(
 /// Get the outputs of a study's job.
 #[utoipa::path(tag = "studies", params(StudyJobPath), responses(
     (status = 200, description = "Values of all outputs, by label.", body = JobOutputs),
-    (status = 409, description = "The job has not succeeded.", body = crate::error::ErrorBody),
+    (status = 409, description = "The job has not succeeded, or its assets were deleted.", body = crate::error::ErrorBody),
     Errors
 ))]
 #[post("/v0/studies/{study_id}/jobs/{job_id:[^/:]+}/outputs")]

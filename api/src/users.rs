@@ -2,14 +2,22 @@
 
 #![expect(unreachable_pub, reason = "the route macros nest the handlers")]
 
-use actix_web::{get, web::Json};
+use actix_web::{
+    get, put,
+    web::{Data, Json},
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::{
     auth::Caller,
-    domain::{id::UserId, user::User},
+    domain::{
+        id::UserId,
+        user::{Language, Name, ProfileUpdate, User},
+    },
     error::{Errors, Result},
+    request::Body,
+    store::Db,
 };
 
 /// You.
@@ -20,8 +28,12 @@ pub struct Profile {
     /// Your e-mail address.
     #[schema(format = "email")]
     login: String,
-    first_name: Option<String>,
-    last_name: Option<String>,
+    #[schema(value_type = Option<String>, max_length = 255)]
+    first_name: Option<Name>,
+    #[schema(value_type = Option<String>, max_length = 255)]
+    last_name: Option<Name>,
+    /// What a front end should speak with you.
+    language: Option<Language>,
     role: UserRole,
     groups: Option<Groups>,
     /// Names your picture in oSPARC's front end; not used here.
@@ -60,14 +72,15 @@ impl From<User> for Profile {
             label: label.to_owned(),
             description: Some(description.to_owned()),
         };
+        let me = group(user.group().to_string(), &user.email, "You alone.");
         Self {
             id: user.id,
-            first_name: None,
-            last_name: None,
+            first_name: user.first_name,
+            last_name: user.last_name,
+            language: user.language,
             role: UserRole::User,
             groups: Some(Groups {
-                // Group 1 is everybody; each user's own group follows from their id.
-                me: group((user.id.0 + 1).to_string(), &user.email, "You alone."),
+                me,
                 organizations: Vec::new(),
                 all: group("1".to_owned(), "Everyone", "All users."),
             }),
@@ -82,4 +95,17 @@ impl From<User> for Profile {
 #[get("/v0/me")]
 pub async fn get_my_profile(caller: Caller) -> Result<Json<Profile>> {
     Ok(Json(caller.0.into()))
+}
+
+/// Change your profile.
+///
+/// Only what is given changes.
+#[utoipa::path(tag = "users", request_body = ProfileUpdate, responses((status = 200, description = "You, as you are now.", body = Profile), Errors))]
+#[put("/v0/me")]
+pub async fn update_my_profile(
+    body: Body<ProfileUpdate>,
+    caller: Caller,
+    db: Data<Db>,
+) -> Result<Json<Profile>> {
+    Ok(Json(db.user_change(caller.id(), &body.0).await?.into()))
 }

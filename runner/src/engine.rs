@@ -2,7 +2,7 @@
 
 mod docker;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 pub use docker::Docker;
 
@@ -54,6 +54,17 @@ pub struct Exit {
     pub code: i64,
     /// The kernel ended it at its memory limit.
     pub out_of_memory: bool,
+    /// Between start and end, by the engine's clock.
+    pub ran: Option<Duration>,
+}
+
+/// What a container has used up to now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// CPU time of all its processes.
+    pub cpu: Duration,
+    /// The most memory it held at once, in bytes; some kernels only tell what it holds now.
+    pub memory_bytes: Option<u64>,
 }
 
 /// A container of ours that is still there.

@@ -188,6 +188,7 @@ mod tests {
         Task {
             job_id: Uuid::nil(),
             image: String::new(),
+            image_id: None,
             command: Vec::new(),
             env: BTreeMap::new(),
             resources: Resources { nano_cpus: 0, memory_bytes: 0 },

@@ -16,5 +16,6 @@ mod progress;
 mod report;
 mod run;
 pub mod task;
+mod usage;
 
 pub use run::{JOB_LABEL, clean_up, run};

@@ -18,7 +18,8 @@ use crate::{
     outputs,
     progress::Progress,
     report::Reporter,
-    task::{Artifacts, Event, FailureKind, Outcome, Output, Task, TaskError},
+    task::{Artifacts, Event, FailureKind, Outcome, Output, Task, TaskError, Usage},
+    usage::Meter,
 };
 
 /// Label of every container of ours; its value is the job's id.
@@ -102,7 +103,16 @@ impl Run<'_> {
         artifacts: &impl Artifacts,
     ) -> Result<BTreeMap<String, Output>, Halt> {
         self.report.info(format!("image {}", self.task.image)).await;
-        self.engine.image(&self.task.image).await?;
+        match self.engine.image(self.image()).await {
+            Err(EngineError::NoImage(id)) if self.task.image_id.is_some() => {
+                let name = &self.task.image;
+                let message = format!(
+                    "image `{name}` as it was published ({id}) is not in the container engine any more"
+                );
+                return Err(TaskError::new(FailureKind::Image, message).into());
+            }
+            found => found?,
+        };
         self.unless_stopped()?;
         let folders = Folders::create(work, self.task.job_id).await.map_err(|error| {
             let folder = work.join(self.task.job_id.to_string());
@@ -119,6 +129,10 @@ impl Run<'_> {
         result
     }
 
+    fn image(&self) -> &str {
+        self.task.image_id.as_ref().unwrap_or(&self.task.image)
+    }
+
     async fn in_container(
         &self,
         folders: &Folders,
@@ -126,7 +140,7 @@ impl Run<'_> {
     ) -> Result<BTreeMap<String, Output>, Halt> {
         self.report.info(format!("staging {} files", self.task.files.len())).await;
         let inputs = folders.inputs();
-        let spec = spec(self.task, folders);
+        let spec = spec(self.task, self.image(), folders);
         // A request to create is never abandoned: the engine would carry it out all the same.
         let (staged, created) = tokio::join!(
             self.or_stop(inputs::stage(&inputs, self.task, artifacts)),
@@ -158,7 +172,8 @@ impl Run<'_> {
         self.engine.start(container).await?;
         self.report.send(Event::Started { container: container.to_owned() }).await;
 
-        let (ended, last_lines) = self.attend(container, &progress).await;
+        let (ended, last_lines, usage) = self.attend(container, &progress).await;
+        self.report.send(Event::Used(usage)).await;
         let exit = ended?.ok_or(Halt::Stopped)?;
         self.report
             .info(format!("exit code {} after {:.1} s", exit.code, started.elapsed().as_secs_f64()))
@@ -179,12 +194,14 @@ impl Run<'_> {
         Ok(collected)
     }
 
-    /// Follows the container until it has ended, and its log until that has. `None` when it was stopped.
+    /// Follows the container until it has ended, and its log until that has. `None` when it was stopped. What it uses is sampled
+    /// beside that, and nothing waits for a sample.
     async fn attend(
         &self,
         container: &str,
         progress: &Progress,
-    ) -> (Result<Option<Exit>, EngineError>, Vec<String>) {
+    ) -> (Result<Option<Exit>, EngineError>, Vec<String>, Usage) {
+        let meter = Meter::new(self.task.resources.nano_cpus);
         let ended = CancellationToken::new();
         let ending = async {
             let exit = tokio::select! {
@@ -198,9 +215,15 @@ impl Run<'_> {
                 }
             };
             ended.cancel();
-            exit
+            let ran = exit.as_ref().ok().and_then(|exit| exit.as_ref()?.ran);
+            (exit, ran.unwrap_or_else(|| meter.elapsed()))
         };
-        tokio::join!(ending, follow(self.engine, container, progress, &self.report, &ended))
+        let ((exit, wall), last_lines, sampled) = tokio::join!(
+            ending,
+            follow(self.engine, container, progress, &self.report, &ended),
+            meter.sample(self.engine.samples(container), &ended)
+        );
+        (exit, last_lines, sampled.usage(wall))
     }
 
     async fn progress(&self) -> Progress {
@@ -231,7 +254,7 @@ impl Run<'_> {
     }
 }
 
-fn spec(task: &Task, folders: &Folders) -> ContainerSpec {
+fn spec(task: &Task, image: &str, folders: &Folders) -> ContainerSpec {
     let mut env = task.env.clone();
     env.extend(
         [
@@ -248,7 +271,7 @@ fn spec(task: &Task, folders: &Folders) -> ContainerSpec {
     labels.insert(JOB_LABEL.to_owned(), task.job_id.to_string());
     ContainerSpec {
         name: format!("solverd-{}", task.job_id),
-        image: task.image.clone(),
+        image: image.to_owned(),
         command: task.command.clone(),
         env,
         labels,

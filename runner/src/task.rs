@@ -3,7 +3,7 @@
 //!
 //! Must not know: HTTP, SQL, users, S3.
 
-use std::{collections::BTreeMap, future::Future};
+use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -17,6 +17,9 @@ pub struct Task {
     pub job_id: Uuid,
     /// Image reference as the engine knows it, e.g. `simcore/services/comp/itis/sleeper:2.1.6`.
     pub image: String,
+    /// The engine's id of the very image to run, wherever its name points by now.
+    #[serde(default)]
+    pub image_id: Option<String>,
     /// Arguments given to the image's entry point, normally `["run"]`.
     pub command: Vec<String>,
     /// Further environment, after the contract's own variables (which it cannot override).
@@ -80,8 +83,23 @@ pub enum Event {
     },
     /// One log line without its newline, beginning with an RFC 3339 timestamp and a space.
     Log(String),
+    /// The container has ended, and this is what it has used. Comes once, also when it was stopped.
+    Used(Usage),
     /// Percent of the whole task, 0 to 100: 5 for staging inputs, 90 for the solver, 5 for its outputs. Never falls.
     Progress(u8),
+}
+
+/// What a container has used of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// CPU time of all its processes.
+    pub cpu: Duration,
+    /// Whether `cpu` was measured; of a container that ended too soon it is the CPUs reserved times `wall`.
+    pub measured: bool,
+    /// Between its start and its end.
+    pub wall: Duration,
+    /// The most memory it held at once, in bytes, files cached by the kernel included.
+    pub peak_memory_bytes: Option<u64>,
 }
 
 /// How a task ended.

@@ -18,7 +18,7 @@ use solverd_runner::{
     run,
     task::{
         ArtifactError, Artifacts, Event, FailureKind, InputFile, Outcome, Output, OutputPort,
-        Resources, StoredFile, Task, TaskError,
+        Resources, StoredFile, Task, TaskError, Usage,
     },
 };
 use tempfile::TempDir;
@@ -173,6 +173,7 @@ fn task(script: &str) -> Task {
     Task {
         job_id: Uuid::now_v7(),
         image: IMAGE.to_owned(),
+        image_id: None,
         command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         env: BTreeMap::new(),
         resources: Resources { nano_cpus: 1_000_000_000, memory_bytes: 64 << 20 },
@@ -419,6 +420,29 @@ async fn a_link_among_the_outputs_is_not_followed() {
     assert!(bench.memory.stored.lock().unwrap().values().all(Vec::is_empty));
 }
 
+fn used(events: &[Event]) -> Vec<Usage> {
+    events
+        .iter()
+        .filter_map(|event| if let Event::Used(usage) = event { Some(*usage) } else { None })
+        .collect()
+}
+
+#[tokio::test]
+async fn what_a_solver_uses_is_measured() {
+    let bench = Bench::new();
+    let (outcome, events) = bench.run_script("timeout 3 sh -c 'while :; do :; done'; true").await;
+    assert_eq!(outcome, Outcome::Succeeded(BTreeMap::new()));
+    let [usage] = used(&events)[..] else { panic!("{events:#?}") };
+    assert!(usage.measured && usage.wall > Duration::from_secs(2), "{usage:?}");
+    // The tests beside it take their share of the machine.
+    assert!(usage.cpu > usage.wall / 10 && usage.cpu < usage.wall * 3 / 2, "{usage:?}");
+    assert!(usage.peak_memory_bytes.is_some_and(|bytes| bytes > 1 << 16), "{usage:?}");
+
+    let (_, events) = bench.run_script("sleep 3").await;
+    let [usage] = used(&events)[..] else { panic!("{events:#?}") };
+    assert!(usage.measured && usage.cpu < usage.wall / 4, "sleeping takes no CPU: {usage:?}");
+}
+
 #[tokio::test]
 async fn a_running_solver_is_stopped() {
     let bench = Bench::new();
@@ -434,6 +458,7 @@ async fn a_running_solver_is_stopped() {
         .await;
     assert_eq!(outcome, Outcome::Stopped);
     assert_eq!(printed(&events), ["ready", "bye"]);
+    assert_eq!(used(&events).len(), 1, "{events:#?}");
     assert_eq!(texts(&events).last().unwrap(), "[solverd] stopped");
 }
 
@@ -486,6 +511,25 @@ async fn a_missing_image_is_named() {
     let (error, _) = bench.fail(&task).await;
     assert_eq!(error.kind, FailureKind::Image);
     assert!(error.message.contains("solverd-test/nosuch:1.2.3"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn the_published_image_runs_wherever_its_name_points() {
+    let bench = Bench::new();
+    let mut task = task("echo ran");
+    task.image_id = Some(bench.engine.image(IMAGE).await.unwrap().id);
+    task.image = "solverd-test/nosuch:1.2.3".to_owned();
+    let (outcome, events) = bench.run(&task, |_| ()).await;
+    assert!(matches!(outcome, Outcome::Succeeded(_)), "{outcome:?} {events:?}");
+
+    task.image_id = Some(format!("sha256:{}", "0".repeat(64)));
+    let (error, _) = bench.fail(&task).await;
+    assert_eq!(error.kind, FailureKind::Image);
+    assert!(
+        error.message.contains("nosuch:1.2.3` as it was published (sha256:000"),
+        "{}",
+        error.message
+    );
 }
 
 #[tokio::test]

@@ -147,6 +147,7 @@ class Client:
         self.key, self.secret = key, secret
         api = osparc.ApiClient(osparc.Configuration(host=url, username=key, password=secret))
         self.files, self.solvers, self.users = osparc.FilesApi(api), osparc.SolversApi(api), osparc.UsersApi(api)
+        self.wallets, self.credits = osparc.WalletsApi(api), osparc.CreditsApi(api)
         # A kept connection may be closed by the server in the moment that we use it again.
         fresh = httpx.Limits(max_keepalive_connections=0)
         self.http = httpx.Client(base_url=url, auth=(key, secret), timeout=30, limits=fresh)

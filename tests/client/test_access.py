@@ -49,6 +49,7 @@ def test_foreign_file(ada: Client, bob: Client, tmp_path, method: str, suffix: s
     [
         ("GET", ""), ("POST", ":inspect"), ("POST", ":start"), ("POST", ":stop"), ("DELETE", ""), ("GET", "/outputs"),
         ("GET", "/outputs/logfile"), ("GET", "/logstream"), ("GET", "/metadata"), ("PATCH", "/metadata"),
+        ("GET", "/wallet"), ("GET", "/pricing_unit"),
     ],
 )  # fmt: skip
 def test_foreign_job(ada: Client, bob: Client, method: str, suffix: str):

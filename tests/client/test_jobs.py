@@ -119,6 +119,41 @@ def test_delete_a_finished_job(ada: Client, tmp_path):
     assert ada.http.get(f"/v0/files/{output.id}/content").status_code == 404
 
 
+def test_delete_assets(ada: Client):
+    delete = ada.solvers.delete_job_assets
+    job = ada.job(input_2=0)
+    ada.solvers.replace_job_custom_metadata(*job.at, osparc.JobMetadataUpdate(metadata={"run": 7}))
+    with refused(409):
+        delete(*job.at)
+    status = job.run()
+    output = job.outputs()["output_1"]
+    assert ada.http.delete(job.path("/assets")).status_code == 204
+    delete(*job.at)  # again, as after a lost answer
+    for call in (job.outputs, job.start):
+        with refused(409):
+            call()
+    with refused(404):
+        job.log_file()
+    assert job.read_log_stream() == []
+    assert ada.http.get(f"/v0/files/{output.id}/content").status_code == 404
+    assert job.inspect() == status
+    assert ada.solvers.get_job_custom_metadata(*job.at).metadata == {"run": 7}
+    ada.solvers.delete_job(*job.at)
+    with refused(404):
+        delete(*job.at)
+
+
+def test_assets_of_a_running_job(ada: Client):
+    job = ada.job(input_2=60).start()
+    job.until("STARTED")
+    with refused(409):
+        ada.solvers.delete_job_assets(*job.at)
+    job.stop()
+    job.until("ABORTED", seconds=20)
+    ada.solvers.delete_job_assets(*job.at)
+    assert job.inspect().state == "ABORTED"
+
+
 def test_unknown_job(ada: Client):
     job = ada.job()
     for key, version, job_id, status in [

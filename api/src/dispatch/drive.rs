@@ -131,6 +131,7 @@ impl Dispatcher {
                         }
                     }
                     Event::Progress(percent) => (progress, raised) = (i32::from(percent), true),
+                    Event::Used(usage) => claimed.usage = Some(task::usage(usage)),
                     Event::Started { container } => {
                         let at = now();
                         match self

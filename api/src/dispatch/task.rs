@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value as Json, json};
-use solverd_runner::task::{InputFile, Output, OutputPort, Resources, Task};
+use solverd_runner::task::{self, InputFile, Output, OutputPort, Resources, Task};
 
 use super::{Dispatcher, INSTANCE_LABEL};
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
         job::Job,
         solver::{Body, Release},
         time::now,
+        usage::{CpuSource, Usage},
         value::{Values, cast_output},
     },
     store,
@@ -66,6 +67,7 @@ impl Dispatcher {
         let task = Task {
             job_id: job.id.0,
             image: container.image.clone(),
+            image_id: Some(container.image_id.clone()),
             command: container.command.clone(),
             env: container.env.clone(),
             resources: Resources {
@@ -93,6 +95,17 @@ pub(super) fn unknown_ports(release: &Release, inputs: &Values) -> Vec<String> {
             format!("[WARNING] solverd: unknown input `{key}` is ignored; the solver has {ports}")
         })
         .collect()
+}
+
+/// What a container has used, for the books.
+pub(super) fn usage(used: task::Usage) -> Usage {
+    let micros = |time: std::time::Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+    Usage {
+        cpu_micros: micros(used.cpu),
+        cpu_source: if used.measured { CpuSource::Measured } else { CpuSource::Reserved },
+        wall_micros: micros(used.wall),
+        peak_memory: used.peak_memory_bytes.and_then(|bytes| i64::try_from(bytes).ok()),
+    }
 }
 
 /// The values of all outputs in declared order, each brought to its port's type, and the files among them.

@@ -120,6 +120,8 @@ pub struct Job {
     pub stop_requested_at: Option<Timestamp>,
     /// When its owner deleted it: from then on it is only waiting to be cleared away.
     pub deleted_at: Option<Timestamp>,
+    /// When its owner deleted its output files and log.
+    pub assets_deleted_at: Option<Timestamp>,
     /// The instance of the service that runs it.
     pub lease: Option<String>,
     /// The engine's id of its container.
@@ -242,6 +244,7 @@ impl Job {
             stopped_at: None,
             stop_requested_at: None,
             deleted_at: None,
+            assets_deleted_at: None,
             lease: None,
             container: None,
             error: None,

@@ -73,8 +73,12 @@ struct Declared {
     _widget: Option<Json>,
 }
 
-/// Reads a release from the labels of `image`.
-pub fn release(image: &str, labels: &BTreeMap<String, String>) -> Result<Release, LabelError> {
+/// Reads a release from the labels of `image`, whose content has the id `image_id`.
+pub fn release(
+    image: &str,
+    image_id: &str,
+    labels: &BTreeMap<String, String>,
+) -> Result<Release, LabelError> {
     let metadata: Metadata =
         serde_json::from_value(Json::Object(merge(labels)?)).map_err(|error| {
             wrong(format!("{PREFIX}*"), format!("{error}; is `{image}` an oSPARC service?"))
@@ -109,6 +113,7 @@ pub fn release(image: &str, labels: &BTreeMap<String, String>) -> Result<Release
         outputs: ports("io.simcore.outputs", metadata.outputs)?,
         body: Body::Container(Container {
             image: image.to_owned(),
+            image_id: image_id.to_owned(),
             command: settings.command,
             env: settings.env,
             resources: settings.resources,
@@ -337,7 +342,7 @@ mod tests {
             ])
             .to_string(),
         );
-        let release = release("one:1.2.3", &labels).unwrap();
+        let release = release("one:1.2.3", "sha256:1", &labels).unwrap();
         assert_eq!(
             release.inputs.iter().map(|port| port.key.as_str()).collect::<Vec<_>>(),
             ["z", "a", "s"]
@@ -402,10 +407,11 @@ mod tests {
             ),
         ];
         for (field, value, expected) in cases {
-            let error = release("image", &labels(&[(field, value)])).unwrap_err().to_string();
+            let error =
+                release("image", "sha256:1", &labels(&[(field, value)])).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}\n  lacks\n{expected}");
         }
-        let error = release("busybox", &BTreeMap::new()).unwrap_err().to_string();
+        let error = release("busybox", "sha256:1", &BTreeMap::new()).unwrap_err().to_string();
         assert!(error.contains("is `busybox` an oSPARC service?"), "{error}");
     }
 }

@@ -140,6 +140,8 @@ pub enum Body {
 pub struct Container {
     /// Image reference as the engine knows it.
     pub image: String,
+    /// The engine's id of the image that was published: jobs run this one, wherever the reference points by now.
+    pub image_id: String,
     /// Arguments to the entry point.
     pub command: Vec<String>,
     /// Environment.

@@ -490,6 +490,7 @@ mod tests {
             outputs: ports(false),
             body: Body::Container(Container {
                 image: String::new(),
+                image_id: String::new(),
                 command: vec![],
                 env: BTreeMap::new(),
                 resources: Resources::default(),

@@ -2,8 +2,9 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 use super::{id::UserId, time::Timestamp};
 
@@ -14,8 +15,102 @@ pub struct User {
     pub id: UserId,
     /// Lower-case e-mail address; the login.
     pub email: String,
+    /// First name.
+    pub first_name: Option<Name>,
+    /// Last name.
+    pub last_name: Option<Name>,
+    /// What a front end should speak with them.
+    pub language: Option<Language>,
     /// When the user was added.
     pub created_at: Timestamp,
+}
+
+impl User {
+    /// Number of the group that is this user alone. Group 1 is everybody; each user's own group follows from their id.
+    pub const fn group(&self) -> i64 {
+        self.id.0 + 1
+    }
+}
+
+/// What you change about yourself. What is left out stays as it is; null takes it away.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[schema(example = json!({"first_name": "Ada", "last_name": "Lovelace", "language": "en"}))]
+pub struct ProfileUpdate {
+    /// First name.
+    #[schema(value_type = Option<String>, max_length = 255)]
+    #[serde(default)]
+    pub first_name: Change<Name>,
+    /// Last name.
+    #[schema(value_type = Option<String>, max_length = 255)]
+    #[serde(default)]
+    pub last_name: Change<Name>,
+    /// What a front end should speak with you.
+    #[schema(value_type = Option<Language>)]
+    #[serde(default)]
+    pub language: Change<Language>,
+}
+
+/// A new value for what may be absent, or none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Change<T> {
+    /// It stays as it is.
+    #[default]
+    Keep,
+    /// From now on.
+    To(Option<T>),
+}
+
+impl<T> Change<T> {
+    /// Whether it changes, and to what.
+    pub const fn parts(&self) -> (bool, Option<&T>) {
+        match self {
+            Self::Keep => (false, None),
+            Self::To(value) => (true, value.as_ref()),
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Change<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Option::deserialize(deserializer).map(Self::To)
+    }
+}
+
+/// A first or a last name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, sqlx::Type)]
+#[serde(try_from = "String")]
+#[sqlx(transparent)]
+pub struct Name(String);
+
+impl TryFrom<String> for Name {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        // Postgres refuses NUL in text.
+        if text.chars().count() <= 255 && !text.contains('\0') {
+            return Ok(Self(text));
+        }
+        Err(format!("must be at most 255 characters without NUL, got {text:?}"))
+    }
+}
+
+/// A language of oSPARC's front end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, sqlx::Type, ToSchema)]
+#[sqlx(type_name = "TEXT")]
+#[schema(as = SupportedLocale)]
+pub enum Language {
+    /// English.
+    #[serde(rename = "en")]
+    #[sqlx(rename = "en")]
+    English,
+    /// Spanish.
+    #[serde(rename = "es_ES")]
+    #[sqlx(rename = "es_ES")]
+    Spanish,
+    /// Chinese.
+    #[serde(rename = "zh_CN")]
+    #[sqlx(rename = "zh_CN")]
+    Chinese,
 }
 
 /// Checks and normalises an e-mail address. Only what a login needs: one `@` with something on both sides, no spaces.

@@ -7,6 +7,7 @@ use std::{
 
 use serde_json::json;
 
+use super::once::{IdempotencyKey, made};
 use crate::{
     auth::Caller,
     domain::{
@@ -48,10 +49,18 @@ pub(crate) async fn create(
     path: &ReleasePath,
     study_id: Option<StudyId>,
     values: Values,
+    key: IdempotencyKey,
     caller: &Caller,
     db: &Db,
     rules: &Rules,
 ) -> Result<Job> {
+    let once = key.of_job(path, study_id, &values);
+    // Before all checks: a repetition succeeds even if an input file is gone by now.
+    if let Some(once) = &once
+        && let Some(job) = made(once, caller, db).await?
+    {
+        return Ok(job);
+    }
     let compiled = rules.of(path, db).await?;
     let (release, rules) = &*compiled;
     let files = rules.check(&values).map_err(|problems| {
@@ -97,6 +106,14 @@ pub(crate) async fn create(
     let (key, version) = (release.key.clone(), release.version.to_string());
     let job =
         Job { study_id, ..Job::new(caller.id(), key, version, inputs_checksum(&values), now()) };
-    db.job_add(&job, &values).await?;
-    Ok(job)
+    let Some(once) = &once else {
+        db.job_add(&job, &values).await?;
+        return Ok(job);
+    };
+    if db.job_add_once(&job, &values, once).await? {
+        return Ok(job);
+    }
+    // A repetition was faster.
+    let made = made(once, caller, db).await?;
+    made.ok_or_else(|| ApiError::internal(ErrorCode::Internal, "an idempotency key came and went"))
 }

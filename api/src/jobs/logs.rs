@@ -30,6 +30,19 @@ pub struct JobLog {
     messages: Vec<String>,
 }
 
+impl JobLog {
+    /// A line of the stored log: its time, a space, its message.
+    pub(super) fn new(job_id: JobId, line: &str) -> Self {
+        let message = line.split_once(' ').map_or("", |(_time, message)| message);
+        Self {
+            job_id,
+            node_id: None,
+            log_level: log_level(message),
+            messages: vec![message.to_owned()],
+        }
+    }
+}
+
 struct Follower {
     db: Db,
     job: JobId,
@@ -76,26 +89,16 @@ impl Follower {
     fn lines(&self, chunks: &[LogChunk]) -> Bytes {
         let mut text = String::new();
         for line in chunks.iter().flat_map(|chunk| chunk.text.lines()) {
-            let message = line.split_once(' ').map_or("", |(_time, message)| message);
-            let log = JobLog {
-                job_id: self.job,
-                node_id: None,
-                log_level: log_level(message),
-                messages: vec![message.to_owned()],
-            };
-            // Strings alone: it cannot fail.
-            let line = serde_json::to_string(&log).unwrap_or_default();
-            // Clients that cut at every kind of line end must not cut here.
-            for character in line.chars() {
-                match character {
-                    '\u{85}' => text += r"\u0085",
-                    '\u{2028}' => text += r"\u2028",
-                    '\u{2029}' => text += r"\u2029",
-                    other => text.push(other),
-                }
-            }
+            text += &one_line(&JobLog::new(self.job, line));
             text.push('\n');
         }
         text.into()
     }
+}
+
+/// JSON that stays on one line, also for clients that cut at every kind of line end.
+pub(super) fn one_line(value: &impl Serialize) -> String {
+    // Strings and numbers alone: it cannot fail.
+    let json = serde_json::to_string(value).unwrap_or_default();
+    json.replace('\u{85}', r"\u0085").replace('\u{2028}', r"\u2028").replace('\u{2029}', r"\u2029")
 }

@@ -9,6 +9,7 @@ use crate::domain::{
     id::{FileId, JobId, StudyId, UserId},
     job::{IllegalTransition, Job, JobState, Lease, Transition},
     time::Timestamp,
+    usage::Usage,
     value::Values,
 };
 
@@ -17,7 +18,15 @@ use crate::domain::{
 pub struct Claimed {
     /// The job as it was last seen.
     pub job: Job,
+    /// What its container has used, once it has ended: goes into the books with the job's end.
+    pub usage: Option<Usage>,
     instance: String,
+}
+
+impl Claimed {
+    fn new(job: Job, lease: &Lease) -> Self {
+        Self { job, usage: None, instance: lease.instance.clone() }
+    }
 }
 
 /// Some whole lines of a job's log.
@@ -29,16 +38,29 @@ pub struct LogChunk {
     pub text: String,
 }
 
+/// A step of a job's life as its history keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct JobStep {
+    /// Position in the history, from 1.
+    pub seq: i32,
+    /// The state it led to.
+    pub state: JobState,
+    /// When.
+    pub at: Timestamp,
+}
+
 /// `SELECT` of jobs without what may be large.
 macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT id, owner, parent_id, step, study_id, solver_key, solver_version, inputs_checksum, state, progress, created_at, submitted_at, started_at, \
-             stopped_at, stop_requested_at, deleted_at, lease, container, error, log_key FROM jobs ",
+             stopped_at, stop_requested_at, deleted_at, assets_deleted_at, lease, container, error, log_key FROM jobs ",
             $rest
         )
     };
 }
+
+pub(super) use select;
 
 /// For owners.
 impl Db {
@@ -56,41 +78,6 @@ impl Db {
             on!(self, |pool| sqlx::query_as(SQL).bind(id).bind(owner).fetch_optional(pool).await)
                 .doing("reading a job")?;
         job.map_or_else(|| not_found("job", &id), Ok)
-    }
-
-    /// A page of an owner's jobs of one release, newest first, and the number of all; jobs of steps are left out. The order never changes while jobs run.
-    pub async fn jobs_page(
-        &self,
-        owner: UserId,
-        solver_key: &str,
-        solver_version: &str,
-        limit: i64,
-        offset: i64,
-    ) -> Result<(Vec<Job>, i64)> {
-        const PAGE: &str = select!(
-            "WHERE owner = $1 AND solver_key = $2 AND solver_version = $3 AND deleted_at IS NULL AND parent_id IS NULL \
-                            ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5"
-        );
-        const COUNT: &str = "SELECT count(*) FROM jobs WHERE owner = $1 AND solver_key = $2 AND solver_version = $3 AND deleted_at IS NULL AND parent_id IS NULL";
-        on!(self, |pool| {
-            let total = sqlx::query_scalar(COUNT)
-                .bind(owner)
-                .bind(solver_key)
-                .bind(solver_version)
-                .fetch_one(pool)
-                .await;
-            let page = sqlx::query_as(PAGE)
-                .bind(owner)
-                .bind(solver_key)
-                .bind(solver_version)
-                .bind(limit)
-                .bind(offset);
-            match total {
-                Ok(total) => page.fetch_all(pool).await.map(|jobs| (jobs, total)),
-                Err(error) => Err(error),
-            }
-        })
-        .doing("listing jobs")
     }
 
     /// A page of an owner's jobs of one study, newest first, and the number of all.
@@ -147,23 +134,79 @@ impl Db {
     /// of those alone cannot go: the step would run again.
     pub async fn job_request_delete(&self, id: JobId, owner: UserId, now: Timestamp) -> Result<()> {
         const SQL: &str = "UPDATE jobs SET deleted_at = $3, stop_requested_at = COALESCE(stop_requested_at, $3) \
-                           WHERE id = $1 AND owner = $2 AND deleted_at IS NULL AND parent_id IS NULL RETURNING id";
-        let gone: Option<JobId> = on!(self, |pool| sqlx::query_scalar(SQL)
+                           WHERE id = $1 AND owner = $2 AND deleted_at IS NULL";
+        let job = self.job_get(id, owner).await?;
+        if let Some(whole) = job.parent_id {
+            return Err(Error::Conflict(format!(
+                "job `{id}` is a step of job `{whole}`: delete that one"
+            )));
+        }
+        let mut tx = self.begin().await?;
+        let deleted = within!(tx, |connection| sqlx::query(SQL)
             .bind(id)
             .bind(owner)
             .bind(now)
-            .fetch_optional(pool)
-            .await)
+            .execute(connection)
+            .await
+            .map(|done| done.rows_affected()))
         .doing("deleting a job")?;
-        if gone.is_some() {
-            return Ok(());
+        if deleted == 0 {
+            return not_found("job", &id);
         }
-        match self.job_get(id, owner).await? {
-            Job { parent_id: Some(parent), .. } => Err(Error::Conflict(format!(
-                "job `{id}` is a step of job `{parent}`: delete that one"
-            ))),
-            _ => not_found("job", &id),
+        tx.job_unlisted(&job).await?;
+        tx.commit().await
+    }
+
+    /// Removes log and outputs of an ended job and of the jobs of its steps. Says which jobs these are and which files there were, so
+    /// that their content can go too. Doing it again changes nothing.
+    pub async fn job_delete_assets(
+        &self,
+        id: JobId,
+        owner: UserId,
+        now: Timestamp,
+    ) -> Result<(Vec<JobId>, Vec<FileId>)> {
+        const FAMILY: &str = "WITH RECURSIVE family (id) AS ( \
+                                SELECT id FROM jobs WHERE id = $1 \
+                                UNION ALL SELECT step.id FROM jobs AS step JOIN family ON step.parent_id = family.id \
+                              ) SELECT id FROM family";
+        const JOB: &str = "UPDATE jobs SET assets_deleted_at = COALESCE(assets_deleted_at, $2), outputs = NULL, log_key = NULL WHERE id = $1";
+        const LOG: &str = "DELETE FROM job_logs WHERE job_id = $1";
+        if let Some(whole) = self.job_get(id, owner).await?.parent_id {
+            return Err(Error::Conflict(format!(
+                "job `{id}` is a step of job `{whole}`: delete the assets of that one"
+            )));
         }
+        let mut tx = self.begin().await?;
+        let job = tx.job_locked(id).await?;
+        if !job.state.is_final() {
+            return Err(Error::Conflict(format!(
+                "job `{id}` is {}: its assets can be deleted once it has ended",
+                job.state
+            )));
+        }
+        let jobs: Vec<JobId> = within!(tx, |connection| sqlx::query_scalar(FAMILY)
+            .bind(id)
+            .fetch_all(connection)
+            .await)
+        .doing("reading a job's steps")?;
+        let mut files = Vec::new();
+        for id in &jobs {
+            within!(tx, |connection| sqlx::query(JOB)
+                .bind(id)
+                .bind(now)
+                .execute(connection)
+                .await
+                .map(drop))
+            .doing("deleting a job's outputs")?;
+            within!(tx, |connection| sqlx::query(LOG).bind(id).execute(connection).await.map(drop))
+                .doing("deleting a job's log")?;
+            files.extend(tx.job_files_remove(*id).await?);
+        }
+        tx.commit().await?;
+        for id in &jobs {
+            self.changes.notify(*id);
+        }
+        Ok((jobs, files))
     }
 
     /// The values a job was created with.
@@ -200,16 +243,25 @@ impl Db {
         metadata: &Values,
     ) -> Result<()> {
         const SQL: &str = "UPDATE jobs SET metadata = $3 WHERE id = $1 AND owner = $2 AND deleted_at IS NULL RETURNING id";
-        let changed: Option<JobId> = on!(self, |pool| {
-            sqlx::query_scalar(SQL).bind(id).bind(owner).bind(metadata).fetch_optional(pool).await
-        })
+        let mut tx = self.begin().await?;
+        let changed: Option<JobId> = within!(tx, |connection| sqlx::query_scalar(SQL)
+            .bind(id)
+            .bind(owner)
+            .bind(metadata)
+            .fetch_optional(connection)
+            .await)
         .doing("replacing a job's metadata")?;
-        changed.map_or_else(|| not_found("job", &id), |_| Ok(()))
+        if changed.is_none() {
+            return not_found("job", &id);
+        }
+        tx.notes_set(id, owner, metadata).await?;
+        tx.commit().await
     }
 
     /// Where a job's log zip lies, when it could not be stored before the end.
     pub async fn job_set_log(&self, id: JobId, log_key: &str) -> Result<()> {
-        const SQL: &str = "UPDATE jobs SET log_key = $2 WHERE id = $1";
+        const SQL: &str =
+            "UPDATE jobs SET log_key = $2 WHERE id = $1 AND assets_deleted_at IS NULL";
         on!(self, |pool| sqlx::query(SQL).bind(id).bind(log_key).execute(pool).await.map(drop))
             .doing("writing where a job's log is")
     }
@@ -225,6 +277,14 @@ impl Db {
             "SELECT seq, text FROM job_logs WHERE job_id = $1 AND seq > $2 ORDER BY seq LIMIT $3";
         on!(self, |pool| sqlx::query_as(SQL).bind(id).bind(after).bind(limit).fetch_all(pool).await)
             .doing("reading a job's log")
+    }
+
+    /// The steps of a job's life after a position. They are few.
+    pub async fn job_steps(&self, id: JobId, after: i32) -> Result<Vec<JobStep>> {
+        const SQL: &str =
+            "SELECT seq, state, at FROM job_events WHERE job_id = $1 AND seq > $2 ORDER BY seq";
+        on!(self, |pool| sqlx::query_as(SQL).bind(id).bind(after).fetch_all(pool).await)
+            .doing("reading a job's history")
     }
 
     /// The names of a job's steps so far, with the state each led to.
@@ -261,7 +321,7 @@ impl Db {
         let jobs: Vec<Job> =
             on!(self, |pool| sqlx::query_as(SQL).bind(&lease.instance).fetch_all(pool).await)
                 .doing("reading the running jobs")?;
-        Ok(jobs.into_iter().map(|job| Claimed { job, instance: lease.instance.clone() }).collect())
+        Ok(jobs.into_iter().map(|job| Claimed::new(job, lease)).collect())
     }
 
     /// Those of the jobs this instance runs that are to be stopped.
@@ -279,7 +339,7 @@ impl Db {
         now: Timestamp,
     ) -> Result<Option<Claimed>> {
         match self.step(id, None, Transition::Claim(lease.clone()), now).await {
-            Ok(job) => Ok(Some(Claimed { job, instance: lease.instance.clone() })),
+            Ok(job) => Ok(Some(Claimed::new(job, lease))),
             Err(Error::Illegal(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -293,7 +353,7 @@ impl Db {
         now: Timestamp,
     ) -> Result<Job> {
         let start = Transition::Start { container: container.map(str::to_owned) };
-        self.step(claimed.job.id, Some(&claimed.instance), start, now).await
+        self.step(claimed.job.id, Some(claimed), start, now).await
     }
 
     /// Raises a running job's progress, in percent. It never falls.
@@ -332,14 +392,14 @@ impl Db {
         Ok(())
     }
 
-    /// Ends a claimed job, or gives it back to the queue; output files appear with the end, or not at all.
+    /// Ends a claimed job, or gives it back to the queue; output files and what was used appear with the end, or not at all.
     pub async fn job_finish(
         &self,
         claimed: &Claimed,
         ending: Transition,
         now: Timestamp,
     ) -> Result<Job> {
-        self.step(claimed.job.id, Some(&claimed.instance), ending, now).await
+        self.step(claimed.job.id, Some(claimed), ending, now).await
     }
 
     /// Puts the job of a step into the queue, on behalf of the job of the whole. Says whether this call did it: never for a step that has
@@ -392,14 +452,9 @@ impl Db {
 
     /// Removes a job with its history, log and output files; says which files there were, so that their content can go too.
     pub async fn job_remove(&self, id: JobId) -> Result<Vec<FileId>> {
-        const FILES: &str = "DELETE FROM files WHERE job_id = $1 RETURNING id";
         const JOB: &str = "DELETE FROM jobs WHERE id = $1";
         let mut tx = self.begin().await?;
-        let files = within!(tx, |connection| sqlx::query_scalar(FILES)
-            .bind(id)
-            .fetch_all(connection)
-            .await)
-        .doing("removing a job's files")?;
+        let files = tx.job_files_remove(id).await?;
         within!(tx, |connection| sqlx::query(JOB).bind(id).execute(connection).await.map(drop))
             .doing("removing a job")?;
         tx.commit().await?;
@@ -411,14 +466,14 @@ impl Db {
     async fn step(
         &self,
         id: JobId,
-        holder: Option<&str>,
+        holder: Option<&Claimed>,
         transition: Transition,
         now: Timestamp,
     ) -> Result<Job> {
         let mut tx = self.begin().await?;
         let mut job = tx.job_locked(id).await?;
         let name = transition.name();
-        if holder.is_some() && job.lease.as_deref() != holder {
+        if holder.is_some_and(|claimed| job.lease.as_ref() != Some(&claimed.instance)) {
             return Err(Error::Illegal(IllegalTransition { from: job.state, step: name }));
         }
         let results = if let Transition::Succeed { outputs, files, .. } = &transition {
@@ -429,6 +484,11 @@ impl Db {
         tx.transit(&mut job, transition, now).await?;
         if let Some((outputs, files)) = results {
             tx.results_add(&job, &outputs, &files).await?;
+        }
+        if let Some(usage) =
+            holder.and_then(|claimed| claimed.usage).filter(|_| job.state.is_final())
+        {
+            tx.usage_add(&job, usage, now).await?;
         }
         tx.commit().await?;
         self.notify(&job);
@@ -445,9 +505,13 @@ impl Db {
 }
 
 impl Tx {
-    async fn job_add(&mut self, job: &Job, inputs: &Values) -> Result<()> {
+    pub(super) async fn job_add(&mut self, job: &Job, inputs: &Values) -> Result<()> {
         const SQL: &str = "INSERT INTO jobs (id, owner, solver_key, solver_version, inputs, inputs_checksum, metadata, state, progress, \
                            created_at, parent_id, step, study_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+        // A step is in no list.
+        if job.parent_id.is_none() {
+            self.job_listed(job).await?;
+        }
         within!(*self, |connection| {
             let query = sqlx::query(SQL)
                 .bind(job.id)
@@ -493,6 +557,12 @@ impl Tx {
             }
         };
         job.doing("locking a job")?.map_or_else(|| not_found("job", &id), Ok)
+    }
+
+    async fn job_files_remove(&mut self, id: JobId) -> Result<Vec<FileId>> {
+        const SQL: &str = "DELETE FROM files WHERE job_id = $1 RETURNING id";
+        within!(*self, |connection| sqlx::query_scalar(SQL).bind(id).fetch_all(connection).await)
+            .doing("removing a job's files")
     }
 
     async fn job_update(&mut self, job: &Job) -> Result<()> {

@@ -33,7 +33,7 @@ impl Db {
                     return Ok(false);
                 }
                 Err(Error::Conflict(format!(
-                    "{} {} is published already with another definition; releases are immutable, so give it a new version",
+                    "{} {} is published already, with other ports or another image; releases are immutable, so give it a new version",
                     release.key, release.version
                 )))
             }
@@ -53,6 +53,23 @@ impl Db {
             .await)
         .doing("reading a release")?;
         release.map_or_else(|| not_found("solver", &format!("{key}/releases/{version}")), Ok)
+    }
+
+    /// When a release was published.
+    pub async fn release_published_at(
+        &self,
+        key: &SolverKey,
+        version: &Version,
+    ) -> Result<Timestamp> {
+        const SQL: &str =
+            "SELECT published_at FROM releases WHERE solver_key = $1 AND solver_version = $2";
+        let at = on!(self, |pool| sqlx::query_scalar(SQL)
+            .bind(key)
+            .bind(version.to_string())
+            .fetch_optional(pool)
+            .await)
+        .doing("reading a release")?;
+        at.map_or_else(|| not_found("solver", &format!("{key}/releases/{version}")), Ok)
     }
 
     /// Every release of one solver, oldest version first; an unknown solver is an error.

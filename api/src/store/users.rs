@@ -2,8 +2,9 @@
 
 use super::{Db, Doing, Error, Result, is_duplicate, not_found, on};
 use crate::domain::{
+    id::UserId,
     time::Timestamp,
-    user::{Credentials, User, secret_hash},
+    user::{Credentials, ProfileUpdate, User, secret_hash},
 };
 
 impl Db {
@@ -27,6 +28,23 @@ impl Db {
         let user = on!(self, |pool| sqlx::query_as(SQL).bind(email).fetch_optional(pool).await)
             .doing("reading a user")?;
         user.map_or_else(|| not_found("user", &email), Ok)
+    }
+
+    /// Changes what a user says about themself, and nothing else: two changes at once do not undo each other.
+    pub async fn user_change(&self, id: UserId, change: &ProfileUpdate) -> Result<User> {
+        const SQL: &str = "UPDATE users SET first_name = CASE WHEN $2 THEN $3 ELSE first_name END, \
+                           last_name = CASE WHEN $4 THEN $5 ELSE last_name END, \
+                           language = CASE WHEN $6 THEN $7 ELSE language END WHERE id = $1 RETURNING *";
+        let (first, first_name) = change.first_name.parts();
+        let (last, last_name) = change.last_name.parts();
+        let (spoken, language) = change.language.parts();
+        let user = on!(self, |pool| {
+            let query = sqlx::query_as(SQL).bind(id).bind(first).bind(first_name);
+            let query = query.bind(last).bind(last_name).bind(spoken).bind(language);
+            query.fetch_optional(pool).await
+        })
+        .doing("changing a user")?;
+        user.map_or_else(|| not_found("user", &id.0), Ok)
     }
 
     /// Whether there is any user.
@@ -75,7 +93,7 @@ impl Db {
             #[sqlx(flatten)]
             user: User,
         }
-        const SQL: &str = "SELECT k.secret_hash, u.id, u.email, u.created_at FROM api_keys k JOIN users u ON u.id = k.user_id WHERE k.key = $1";
+        const SQL: &str = "SELECT k.secret_hash, u.* FROM api_keys k JOIN users u ON u.id = k.user_id WHERE k.key = $1";
         let row: Option<Row> =
             on!(self, |pool| sqlx::query_as(SQL).bind(key).fetch_optional(pool).await)
                 .doing("reading a key")?;

@@ -13,6 +13,8 @@ use reqwest::{
 use serde_json::{Value as Json, json};
 use solverd::domain::{
     id::{FileId, JobId},
+    solver::{Resources, SolverKey, Version},
+    usage::seconds,
     user::Credentials,
 };
 use sqlx::{Connection, Executor, SqliteConnection};
@@ -20,7 +22,9 @@ use sqlx::{Connection, Executor, SqliteConnection};
 use crate::{
     openapi::{document, operations},
     studies,
-    support::{Answer, Api, SLEEPER, TestApp, answer, sha256, sleeper, text, wait_until},
+    support::{
+        Answer, Api, SLEEPER, TestApp, answer, sha256, sleeper, sleeper_with, text, wait_until,
+    },
 };
 
 /// What differs from run to run.
@@ -210,10 +214,31 @@ async fn every_error_has_one_shape() {
         &format!("{jobs}/page?offset=-1"),
         "/v0/files:search?sha256_checksum=abc",
         "/v0/files:search?file_id=42",
+        "/v0/jobs?state=STARTED&state=DONE",
+        "/v0/jobs?metadata=mesh:fine",
+        "/v0/jobs?created_from=yesterday",
+        "/v0/jobs?sort=name",
+        "/v0/solvers/-/releases/-/jobs?metadata.any=a:b&metadata.all=c:d",
+        "/v0/solvers/-/releases/-/jobs/metadata:batchGet",
+        "/v0/solvers/-/releases/-/jobs/metadata:batchGet?job_ids=42",
+        &format!("/v0/solvers/-/releases/-/jobs/metadata:batchGet?job_ids={nowhere}"),
     ] {
         transcript.add(&format!("GET {path}"), &app.get(path).await);
     }
-    for (method, path) in [(Method::PUT, "/v0/me"), (Method::POST, "/v0/files/content/")] {
+    for (name, path) in [
+        ("solver_id", "/v0/solvers/page"),
+        ("version_display", "/v0/solvers/page"),
+        ("solver", "/v0/jobs"),
+        ("version", "/v0/jobs"),
+    ] {
+        let long = app.get(&format!("{path}?{name}={}", "a".repeat(513))).await;
+        assert_eq!(long.status, 422, "{long}");
+        assert!(text(&long.json(), "/errors/0/msg").contains("at most 512"), "{long}");
+    }
+    let often = format!("/v0/jobs?{}", "metadata=a=b&".repeat(51));
+    assert_eq!(app.get(&often).await.status, 422);
+    transcript.add("DELETE …/{job_id}/assets", &app.delete(&format!("{job}/assets")).await);
+    for (method, path) in [(Method::PATCH, "/v0/me"), (Method::POST, "/v0/files/content/")] {
         let answer = answer(app.request(method.clone(), path)).await;
         transcript.add(&format!("{method} {path}"), &answer);
     }
@@ -222,6 +247,7 @@ async fn every_error_has_one_shape() {
         // 422: body
         ("/v0/files/content", ""),
         ("/v0/files/content", "{"),
+        ("/v0/jobs:inspect", r#"{"job_ids": []}"#),
         ("/v0/files/content", r#"{"filename": "a.txt", "filesize": -1, "sha256_checksum": ""}"#),
         ("/v0/files/content", r#"{"filename": "../a", "filesize": 1, "sha256_checksum": ""}"#),
         ("/v0/files/content", r#"{"filename": "a.txt", "filesize": 1, "sha256_checksum": "abc"}"#),
@@ -243,6 +269,19 @@ async fn every_error_has_one_shape() {
     let notes = app.request(Method::PATCH, &format!("{job}/metadata"));
     let notes = notes.json(&json!({"metadata": {"good": 1, "list": [], "none": null}}));
     transcript.add("PATCH …/metadata", &answer(notes).await);
+    for body in [json!({"language": "fr"}), json!({"first_name": "\0", "last_name": null})] {
+        let profile = app.request(Method::PUT, "/v0/me").json(&body);
+        transcript.add(&format!("PUT /v0/me\n{body}"), &answer(profile).await);
+    }
+    let checkout = format!("/v0/wallets/1/licensed-items/{nowhere}/checkout");
+    for seats in [0, 1] {
+        let body = json!({"number_of_seats": seats, "service_run_id": "run"});
+        let seats = app.post_json(&checkout, &body).await;
+        transcript.add(&format!("POST {checkout}\n{body}"), &seats);
+    }
+    for path in ["/v0/wallets/77", "/v0/wallets/0", "/v0/wallets/1/licensed-items?limit=0"] {
+        transcript.add(&format!("GET {path}"), &app.get(path).await);
+    }
     for (what, body) in too_large() {
         let request = app.request(Method::POST, &jobs).body(body);
         transcript.add(&format!("a body of 8 MiB and a byte, {what}"), &answer(request).await);
@@ -307,12 +346,16 @@ async fn a_lost_object_store_is_told_from_a_fault() {
 /// Every operation with its parameters filled in, and a body where it takes one.
 fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::RequestBuilder)> {
     let file = json!({"filename": "a.txt", "filesize": 1, "sha256_checksum": sha256(b"1")});
+    let job_id = values.iter().find(|(name, _)| *name == "job_id").expect("a job").1;
     let request = |operation: &crate::openapi::Operation| {
         let mut path = operation.path.clone();
         for (name, value) in values {
             path = path.replace(&format!("{{{name}}}"), value);
         }
         assert!(!path.contains('{'), "{path} has a parameter that the test does not know");
+        if operation.id() == "batch_get_jobs_custom_metadata" {
+            path = format!("{path}?job_ids={job_id}");
+        }
         let method = Method::from_bytes(operation.method.as_bytes()).unwrap();
         let request = api.request(method, &path);
         let request = match operation.id() {
@@ -321,11 +364,15 @@ fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::Request
                 request.json(&json!({"client_file": file, "uploaded_parts": {"parts": []}}))
             }
             "abort_multipart_upload" => request.json(&json!({"client_file": file})),
-            "clone_study" => request.json(&json!({})),
             "create_solver_job" | "create_study_job" => request.json(&json!({"values": {}})),
             "replace_job_custom_metadata" | "replace_study_job_custom_metadata" => {
                 request.json(&json!({"metadata": {}}))
             }
+            "clone_study" | "update_my_profile" => request.json(&json!({})),
+            "checkout_licensed_item" => {
+                request.json(&json!({"number_of_seats": 1, "service_run_id": "run"}))
+            }
+            "inspect_jobs" => request.json(&json!({"job_ids": [job_id]})),
             id => {
                 assert!(operation.definition.get("requestBody").is_none(), "{id} takes a body");
                 request
@@ -340,20 +387,16 @@ fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::Request
 async fn nothing_is_open_to_strangers() {
     let app = TestApp::start().await;
     let id = JobId::new().to_string();
-    let good = [
-        ("solver_key", SLEEPER),
-        ("version", "2.1.6"),
-        ("job_id", &id),
-        ("file_id", &id),
-        ("study_id", &id),
-    ];
-    let bad = good.map(|(name, _)| (name, "nonsense"));
+    let names =
+        ["job_id", "file_id", "wallet_id", "licensed_item_id", "study_id"].map(|name| (name, &*id));
+    let good = [&[("solver_key", SLEEPER), ("version", "2.1.6")], &names[..]].concat();
+    let bad: Vec<_> = good.iter().map(|(name, _)| (*name, "nonsense")).collect();
     let wrong = Credentials { key: "ada-key".to_owned(), secret: "guessed".to_owned() };
     let guessing = app.seen_by(wrong);
     let mut requests_of_strangers = Vec::new();
     // Nor are they told what is wrong with their parameters or their body.
-    for values in [good, bad] {
-        for (operation, request) in requests(&guessing, &values) {
+    for values in [&good, &bad] {
+        for (operation, request) in requests(&guessing, values) {
             let request = request.build().unwrap();
             let mut anonymous = request.try_clone().unwrap();
             anonymous.headers_mut().remove(AUTHORIZATION);
@@ -399,19 +442,25 @@ async fn what_belongs_to_others_is_not_there() {
         studies::publish(&app, sleeper().await, &studies::example("sleeper_test_study")).await;
     let clone = app.post(&format!("{study}:clone")).await.json();
     let bob = app.add_user("bob@example.org").await;
+    let wallet_id = app.get("/v0/wallets/default").await.json()["walletId"].to_string();
     let values = [
         ("solver_key", SLEEPER),
         ("version", "2.1.6"),
         ("job_id", job_id),
         ("file_id", file_id),
         ("study_id", text(&clone, "/uid")),
+        ("wallet_id", &wallet_id),
+        ("licensed_item_id", job_id),
     ];
     let mut refused = 0;
     for (operation, request) in requests(&bob, &values) {
         let answer = answer(request).await;
         let owned = operations().iter().any(|known| {
             known.id() == operation
-                && ["{job_id}", "{file_id}", "{study_id}"].iter().any(|id| known.path.contains(id))
+                && (["{job_id}", "{file_id}", "{wallet_id}", "{study_id}"]
+                    .iter()
+                    .any(|id| known.path.contains(id))
+                    || ["inspect_jobs", "batch_get_jobs_custom_metadata"].contains(&known.id()))
         });
         if owned {
             assert_eq!(answer.status, 404, "{operation}: {answer}");
@@ -420,13 +469,90 @@ async fn what_belongs_to_others_is_not_there() {
             assert!(answer.status.is_success(), "{operation}: {answer}");
         }
     }
-    assert_eq!(refused, 29, "operations on what is owned");
+    assert_eq!(refused, 38, "operations on what is owned");
+    for list in ["/v0/jobs", "/v0/solvers/-/releases/-/jobs"] {
+        let listed = bob.get(list).await;
+        assert!(listed.status == 200 && !listed.text().contains(job_id), "{listed}");
+    }
     let stolen = json!({"values": {"input_1": file}});
     assert_eq!(bob.post_json(&format!("{RELEASE}/jobs"), &stolen).await.status, 422);
     let found = bob.get(&format!("/v0/files:search?file_id={file_id}")).await.json();
     assert_eq!(found["total"], 0);
     assert_eq!(app.get(&job).await.status, 200, "it is still there");
     assert_eq!(app.get(&format!("/v0/files/{file_id}")).await.json(), file);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_profile_changes_where_it_is_told_to() {
+    let app = TestApp::start().await;
+    let before = app.get("/v0/me").await.json();
+    let put = async |body: Json| answer(app.request(Method::PUT, "/v0/me").json(&body)).await;
+    let longest = "ü".repeat(255);
+    let changed =
+        put(json!({"first_name": "Ada", "last_name": longest, "language": "zh_CN"})).await;
+    assert_eq!(changed.status, 200, "{changed}");
+    let mut expected = before.clone();
+    expected["first_name"] = json!("Ada");
+    expected["last_name"] = json!(longest);
+    expected["language"] = json!("zh_CN");
+    assert_eq!(changed.json(), expected);
+    assert_eq!(put(json!({"first_name": null})).await.json()["last_name"], longest);
+    assert_eq!(put(json!({"last_name": "ü".repeat(256)})).await.status, 422);
+    assert_eq!(put(json!({"language": null, "last_name": null})).await.status, 200);
+    assert_eq!(app.get("/v0/me").await.json(), before);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_has_a_price() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let mut transcript = Transcript::default();
+    let wallet = app.get("/v0/wallets/default").await;
+    transcript.add("GET /v0/wallets/default", &wallet);
+    let path = format!("/v0/wallets/{}", wallet.json()["walletId"]);
+    assert_eq!(app.get(&path).await.json(), wallet.json());
+    let gid = text(&app.get("/v0/me").await.json(), "/groups/me/gid").to_owned();
+    assert_eq!(wallet.json()["owner"].to_string(), gid);
+    let items = format!("{path}/licensed-items");
+    transcript.add("GET …/licensed-items", &app.get(&items).await);
+    for path in ["/v0/credits/price", &format!("{RELEASE}/pricing_plan")] {
+        transcript.add(&format!("GET {path}"), &app.get(path).await);
+    }
+    let job = app.create(&release, json!({"input_2": 0})).await;
+    assert_eq!(app.get(&format!("{job}/wallet")).await.json(), wallet.json());
+    transcript.add("GET …/pricing_unit", &app.get(&format!("{job}/pricing_unit")).await);
+    with_settings!({ filters => FILTERS }, { assert_snapshot!(transcript.0) });
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_job_used_stays_in_the_books() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let job = app.start_job(&release, json!({"input_2": 0})).await;
+    assert_eq!(app.wait_for_end(&job).await["state"], "SUCCESS");
+    let used = app.get(&format!("{job}/pricing_unit")).await.json()["usage"].clone();
+    let (cpu, wall) = (&used["cpuSeconds"], &used["wallSeconds"]);
+    let between = |value: &Json, from: f64, to: f64| {
+        value.as_f64().is_some_and(|seconds| from <= seconds && seconds <= to)
+    };
+    assert!(between(cpu, 0.0, 60.0) && between(wall, 0.001, 60.0), "{used}");
+    assert!(matches!(text(&used, "/cpuSource"), "MEASURED" | "RESERVED"), "{used}");
+    let idle = app.create(&release, json!({})).await;
+    app.post(&format!("{idle}:stop")).await;
+    assert_eq!(app.delete(&job).await.status, 204);
+    let gone = async || app.get(&job).await.status;
+    wait_until("the job to go", gone, |status| *status == 404).await;
+
+    let db = app.db().await;
+    let ada = db.user_by_email("ada@example.org").await.unwrap();
+    let total = db.user_usage(ada.id).await.unwrap();
+    db.close().await;
+    assert_eq!(total.jobs, 1);
+    assert_eq!(Json::from(seconds(total.cpu_micros)), *cpu);
+    assert_eq!(Json::from(seconds(total.wall_micros)), *wall);
     app.stop().await;
 }
 
@@ -484,6 +610,189 @@ async fn solver_keys_may_be_written_in_two_ways() {
 }
 
 #[tokio::test]
+async fn the_catalogue_comes_in_pages() {
+    let app = TestApp::start().await;
+    for (key, version, display) in [
+        ("simcore/services/comp/a", "1.9.0", Some("Nine")),
+        ("simcore/services/comp/a", "1.10.0", Some("Ten")),
+        ("simcore/services/comp/b", "0.1.0", None),
+        ("simcore/services/comp/b/c", "2.0.0-rc.1", Some("Ten (rc)")),
+    ] {
+        let mut release = sleeper().await;
+        release.key = SolverKey::parse(key).unwrap();
+        release.version = Version::parse(version).unwrap();
+        release.version_display = display.map(str::to_owned);
+        app.publish(release).await;
+    }
+    let all = ["a 1.10.0", "a 1.9.0", "b 0.1.0", "b/c 2.0.0-rc.1"];
+    for (query, expected) in [
+        ("solvers/page", &all[..]),
+        ("solvers/page?limit=2&offset=1", &all[1..3]),
+        ("solvers/page?offset=9", &[]),
+        ("solvers/page?solver_id=simcore/services/comp/a", &all[..2]),
+        ("solvers/page?solver_id=*%2Fb*&limit=1", &all[2..3]),
+        ("solvers/page?solver_id=b", &[]),
+        ("solvers/page?version_display=ten*", &[all[0], all[3]]),
+        ("solvers/page?version_display=ten*&solver_id=*%2Fa", &all[..1]),
+        ("solvers/simcore/services/comp/a/releases/page", &all[..2]),
+        ("solvers/simcore%2Fservices%2Fcomp%2Fa/releases/page?limit=1&offset=1", &all[1..2]),
+    ] {
+        let page = app.get(&format!("/v0/{query}")).await;
+        assert_eq!(page.status, 200, "{query}: {page}");
+        let page = page.json();
+        let name = |solver: &Json| {
+            let key = text(solver, "/id").strip_prefix("simcore/services/comp/").unwrap();
+            format!("{key} {}", text(solver, "/version"))
+        };
+        let names: Vec<_> = page["items"].as_array().unwrap().iter().map(name).collect();
+        assert_eq!(names, expected, "{query}");
+        let newest = app.get("/v0/solvers/simcore/services/comp/a/latest").await.json();
+        if names.first().is_some_and(|name| name == all[0]) {
+            assert_eq!(page["items"][0], newest, "{query}");
+        }
+    }
+    let page = app.get("/v0/solvers/page?limit=2&solver_id=*").await.json();
+    assert_eq!(
+        (&page["total"], &page["limit"], &page["offset"]),
+        (&json!(4), &json!(2), &json!(0))
+    );
+    let links = json!({
+        "first": "/v0/solvers/page?solver_id=*&limit=2&offset=0",
+        "last": "/v0/solvers/page?solver_id=*&limit=2&offset=2",
+        "self": "/v0/solvers/page?solver_id=*&limit=2&offset=0",
+        "next": "/v0/solvers/page?solver_id=*&limit=2&offset=2",
+        "prev": null,
+    });
+    assert_eq!(page["links"], links);
+    let unknown = app.get("/v0/solvers/simcore/services/comp/z/releases/page").await;
+    assert_eq!(unknown.status, 404, "{unknown}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn jobs_are_found_across_solvers() {
+    let app = TestApp::start().await;
+    let old = app.publish(sleeper_with("2.1.1", Resources::default()).await).await;
+    let new = app.publish(sleeper().await).await;
+    let mut jobs = Vec::new();
+    for (number, release) in [&old, &new, &old, &new].into_iter().enumerate() {
+        let job = app.create(release, json!({"input_2": 0})).await;
+        let notes = json!({"metadata": {"number": number, "mesh": "Fine"}});
+        let request = app.request(Method::PATCH, &format!("{job}/metadata")).json(&notes);
+        assert_eq!(answer(request).await.status, 200);
+        jobs.push(job);
+    }
+    app.post(&format!("{}:start", jobs[1])).await;
+    app.wait_for_end(&jobs[1]).await;
+    let middle = text(&app.get(&jobs[2]).await.json(), "/created_at").to_owned();
+
+    let all = "/v0/solvers/-/releases/-/jobs";
+    for (query, expected) in [
+        (all.to_owned(), &[3, 2, 1, 0][..]),
+        (format!("{all}?limit=2&offset=1"), &[2, 1]),
+        (format!("{all}?metadata.any=number:0&metadata.any=number:3"), &[3, 0]),
+        (format!("{all}?metadata.all=number:2&metadata.all=mesh:f*"), &[2]),
+        (format!("{all}?metadata.all=number:2&metadata.all=mesh:g*"), &[]),
+        ("/v0/jobs".to_owned(), &[3, 2, 1, 0]),
+        ("/v0/jobs?sort=-created_at&limit=1".to_owned(), &[3]),
+        ("/v0/jobs?sort=created_at&limit=3".to_owned(), &[0, 1, 2]),
+        ("/v0/jobs?solver=*/sleeper&version=2.1.1".to_owned(), &[2, 0]),
+        ("/v0/jobs?solver=*/nothing".to_owned(), &[]),
+        ("/v0/jobs?version=2.1.?".to_owned(), &[3, 2, 1, 0]),
+        ("/v0/jobs?state=SUCCESS&state=FAILED".to_owned(), &[1]),
+        ("/v0/jobs?metadata=number=3&metadata=mesh=fine".to_owned(), &[3]),
+        (format!("/v0/jobs?created_from={middle}"), &[3, 2]),
+        (format!("/v0/jobs?created_before={middle}&sort=created_at"), &[0, 1]),
+    ] {
+        let page = app.get(&query).await;
+        assert_eq!(page.status, 200, "{query}: {page}");
+        let page = page.json();
+        let items = page["items"].as_array().unwrap();
+        let place =
+            |job: &Json| jobs.iter().position(|path| path.ends_with(text(job, "/id"))).unwrap();
+        assert_eq!(items.iter().map(place).collect::<Vec<_>>(), expected, "{query}");
+        if !query.contains("limit") {
+            assert_eq!(page["total"], expected.len(), "{query}");
+        }
+        for item in items {
+            let path = &jobs[place(item)];
+            let mut job = app.get(path).await.json();
+            if query.starts_with("/v0/jobs") {
+                job["status"] = app.post(&format!("{path}:inspect")).await.json();
+            }
+            assert_eq!(*item, job, "{query}");
+        }
+    }
+
+    let ids: Vec<_> =
+        [3, 1].iter().map(|&at: &usize| jobs[at].rsplit('/').next().unwrap()).collect();
+    let statuses = app.post_json("/v0/jobs:inspect", &json!({"job_ids": ids})).await.json();
+    let mut expected = Vec::new();
+    for at in [3, 1] {
+        expected.push(app.post(&format!("{}:inspect", jobs[at])).await.json());
+    }
+    assert_eq!(statuses, json!({"items": expected}));
+    let many = json!({"job_ids": vec![ids[0]; 1000]});
+    let statuses = app.post_json("/v0/jobs:inspect", &many).await.json();
+    assert_eq!(statuses["items"].as_array().unwrap().len(), 1000);
+    let too_many = json!({"job_ids": vec![ids[0]; 1001]});
+    assert_eq!(app.post_json("/v0/jobs:inspect", &too_many).await.status, 422);
+
+    let query = format!("?job_ids={}&job_ids={}", ids[0], ids[1]);
+    let notes = app.get(&format!("{all}/metadata:batchGet{query}")).await.json();
+    let mut expected = Vec::new();
+    for at in [3, 1] {
+        expected.push(app.get(&format!("{}/metadata", jobs[at])).await.json());
+    }
+    assert_eq!(notes, json!({"items": expected}));
+    let query = format!("?{}", format!("job_ids={}&", ids[0]).repeat(51));
+    assert_eq!(app.get(&format!("{all}/metadata:batchGet{query}")).await.status, 422);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_without_its_assets_keeps_status_and_notes() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let job = app.create(&release, json!({"input_2": 0})).await;
+    let assets = format!("{job}/assets");
+    assert_eq!(app.delete(&assets).await.status, 409, "it has not even begun");
+    app.post(&format!("{job}:start")).await;
+    let status = app.wait_for_end(&job).await;
+    let results = app.get(&format!("{job}/outputs")).await.json();
+    let file = format!("/v0/files/{}", text(&results, "/results/output_1/id"));
+    let links = [
+        app.get(&format!("{job}/outputs/logfile")).await,
+        app.get(&format!("{file}/content")).await,
+    ];
+    let notes = app.get(&format!("{job}/metadata")).await.json();
+
+    for _ in 0..2 {
+        assert_eq!(app.delete(&assets).await.to_string().trim(), "204 No Content");
+    }
+    assert_eq!(app.post(&format!("{job}:inspect")).await.json(), status);
+    assert_eq!(app.get(&format!("{job}/metadata")).await.json(), notes);
+    assert_eq!(app.get(&job).await.status, 200);
+    for refused in
+        [app.post(&format!("{job}:start")).await, app.get(&format!("{job}/outputs")).await]
+    {
+        assert_eq!(refused.status, 409, "{refused}");
+        assert_eq!(refused.json()["code"], "assets_deleted");
+    }
+    let log = app.get(&format!("{job}/outputs/logfile")).await;
+    assert_eq!((log.status.as_u16(), log.json()["code"].as_str()), (404, Some("not_found")));
+    assert_eq!(app.get(&format!("{job}/logstream")).await.text(), "");
+    assert_eq!(app.get(&file).await.status, 404);
+    for link in links {
+        let content = answer(app.anonymous_url(link.header(&LOCATION).unwrap())).await;
+        assert_eq!(content.status, 404, "the object is gone as well: {content}");
+    }
+    assert_eq!(app.delete(&job).await.status, 204);
+    assert_eq!(app.delete(&assets).await.status, 404);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_file_keeps_its_name_and_every_byte() {
     let app = TestApp::start().await;
     let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
@@ -534,7 +843,7 @@ async fn a_wrong_method_is_told_the_right_ones() {
     let app = TestApp::start().await;
     let id = JobId::new();
     for (method, path, allow) in [
-        (Method::POST, "/v0/me".to_owned(), "GET"),
+        (Method::POST, "/v0/me".to_owned(), "GET, PUT"),
         (Method::PATCH, format!("/v0/files/{id}"), "DELETE, GET"),
         (Method::GET, format!("{RELEASE}/jobs/{id}:start"), "POST"),
         (Method::DELETE, format!("/v0/files/{id}:abort"), "POST"),

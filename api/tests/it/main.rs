@@ -4,7 +4,9 @@
 mod contract;
 mod dispatch;
 mod http;
+mod limits;
 mod openapi;
 mod store;
 mod studies;
 mod support;
+mod waiting;

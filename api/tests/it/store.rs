@@ -9,15 +9,17 @@ use serde_json::{Map, json};
 use solverd::{
     domain::{
         file::File,
+        filter::{Glob, JobFilter, NoteFilter},
         id::{FileId, JobId, UserId},
         job::{Job, JobError, JobState, Lease, Transition},
         solver::{Body, Container, Port, PortType, Release, Resources, SolverKey, Version},
         steps::Steps,
         time::{Timestamp, now},
-        user::{Credentials, User, secret_hash},
+        usage::{CpuSource, TotalUsage, Usage},
+        user::{Change, Credentials, Language, Name, ProfileUpdate, User, secret_hash},
         value::Values,
     },
-    store::{Claimed, Db, Error, LogChunk},
+    store::{Claimed, Db, Error, LogChunk, Once, Window},
 };
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, SqliteConnection,
@@ -118,6 +120,7 @@ macro_rules! on_both {
 
 on_both! {
     a_user_is_added_once,
+    a_user_changes_what_is_given,
     a_key_speaks_for_its_user_until_it_is_revoked,
     a_release_is_published_once,
     racing_publications_of_a_release_are_one,
@@ -138,12 +141,20 @@ on_both! {
     only_the_holder_of_the_lease_ends_a_job,
     a_requeued_job_runs_elsewhere,
     a_deleted_job_is_hidden_and_then_removed,
+    what_jobs_used_is_summed_per_user_and_kept,
     pages_have_a_stable_order_and_a_total,
+    long_lists_are_found_by_their_counts,
+    lists_are_narrowed_by_every_filter,
+    notes_are_found_by_pattern,
+    several_jobs_are_read_at_once,
+    assets_are_deleted_after_the_end,
     moments_sort_by_time_not_by_text,
     the_log_comes_in_order,
     progress_never_falls,
     a_change_wakes_who_waits_for_that_job,
     metadata_are_replaced,
+    a_key_makes_one_job_however_many_race,
+    a_key_is_forgotten_after_a_day,
     a_step_has_one_job,
     steps_are_removed_before_the_whole,
     one_of_16_spawns_of_a_step_wins,
@@ -190,6 +201,7 @@ fn release(text: &str) -> Release {
         outputs: vec![port("answer", PortType::Integer)],
         body: Body::Container(Container {
             image: "solver:1".to_owned(),
+            image_id: "sha256:1".to_owned(),
             command: vec!["run".to_owned(), "--fast".to_owned()],
             env: [("A".to_owned(), "1".to_owned())].into(),
             resources: Resources::default(),
@@ -281,6 +293,19 @@ async fn started(db: &Db, owner: UserId, instance: &str) -> Claimed {
     claimed
 }
 
+fn newest(limit: i64, offset: i64) -> Window {
+    Window { limit, offset, oldest_first: false }
+}
+
+/// The jobs of one release.
+fn of_release(version: &str) -> JobFilter {
+    JobFilter { releases: Some(vec![(key(), version.to_owned())]), ..JobFilter::default() }
+}
+
+async fn page(db: &Db, owner: UserId, limit: i64, offset: i64) -> Result<(Vec<Job>, i64), Error> {
+    db.jobs_list(owner, &of_release("1.0.0"), newest(limit, offset)).await
+}
+
 fn upload(owner: UserId, content: &str) -> File {
     File {
         id: FileId::new(),
@@ -314,6 +339,30 @@ async fn a_user_is_added_once(db: Db) {
     assert_conflict(db.user_add("ada@example.org", now()).await);
     assert_not_found(db.user_by_email("bob@example.org").await);
     assert_ne!(user(&db, "bob@example.org").await.id, ada.id);
+}
+
+async fn a_user_changes_what_is_given(db: Db) {
+    let (ada, bob) = (user(&db, "ada@example.org").await, user(&db, "bob@example.org").await);
+    let name = |text: &str| Name::try_from(text.to_owned()).unwrap();
+    let all = ProfileUpdate {
+        first_name: Change::To(Some(name("Ada"))),
+        last_name: Change::To(Some(name("ü"))),
+        language: Change::To(Some(Language::Spanish)),
+    };
+    let expected = User {
+        first_name: Some(name("Ada")),
+        last_name: Some(name("ü")),
+        language: Some(Language::Spanish),
+        ..ada.clone()
+    };
+    assert_eq!(db.user_change(ada.id, &all).await.unwrap(), expected);
+    assert_eq!(db.user_change(ada.id, &ProfileUpdate::default()).await.unwrap(), expected);
+    let fewer = ProfileUpdate { last_name: Change::To(None), ..ProfileUpdate::default() };
+    db.user_change(ada.id, &fewer).await.unwrap();
+    let expected = User { last_name: None, ..expected };
+    assert_eq!(db.user_by_email("ada@example.org").await.unwrap(), expected);
+    assert_eq!(db.user_by_email("bob@example.org").await.unwrap(), bob);
+    assert_not_found(db.user_change(UserId(0), &all).await);
 }
 
 async fn a_key_speaks_for_its_user_until_it_is_revoked(db: Db) {
@@ -738,11 +787,12 @@ async fn a_deleted_job_is_hidden_and_then_removed(db: Db) {
 
     db.job_request_delete(id, owner, now()).await.unwrap();
     assert_not_found(db.job_get(id, owner).await);
+    assert_not_found(db.file_get(output.id, owner).await);
     assert_not_found(db.job_request_delete(id, owner, now()).await);
     assert_not_found(db.job_request_stop(id, owner, now()).await);
     assert_not_found(db.job_publish(id, owner, now()).await);
     assert_not_found(db.job_set_metadata(id, owner, &Values::default()).await);
-    assert_eq!(db.jobs_page(owner, KEY, "1.0.0", 50, 0).await.unwrap(), (vec![], 0));
+    assert_eq!(page(&db, owner, 50, 0).await.unwrap(), (vec![], 0));
     assert_eq!(db.jobs_leased_to_stop(&lease("one")).await.unwrap(), [id], "it is to be stopped");
     assert_eq!(db.jobs_to_remove(10).await.unwrap(), [], "but not before it has ended");
 
@@ -765,6 +815,47 @@ async fn a_deleted_job_is_hidden_and_then_removed(db: Db) {
     assert_eq!(stop.iter().map(|job| job.id).collect::<Vec<_>>(), [waiting]);
 }
 
+async fn what_jobs_used_is_summed_per_user_and_kept(db: Db) {
+    let owner = ready(&db).await;
+    let bob = user(&db, "bob@example.org").await.id;
+    let hour = 3_600_000_000;
+    let measured = Usage {
+        cpu_micros: 1000 * hour,
+        cpu_source: CpuSource::Measured,
+        wall_micros: hour,
+        peak_memory: Some(1 << 40),
+    };
+    let reserved = Usage { cpu_source: CpuSource::Reserved, peak_memory: None, ..measured };
+    let mut ids = Vec::new();
+    for (owner, usage, ending) in [
+        (owner, Some(measured), succeed()),
+        (owner, Some(reserved), Transition::Abort { log: None }),
+        (owner, None, Transition::Abort { log: None }),
+        (bob, Some(measured), succeed()),
+    ] {
+        let mut claimed = started(&db, owner, "a").await;
+        claimed.usage = usage;
+        db.job_finish(&claimed, ending, now()).await.unwrap();
+        assert_eq!(db.job_usage(claimed.job.id).await.unwrap(), usage);
+        ids.push(claimed.job.id);
+    }
+    let mut requeued = claimed(&db, owner, "a").await;
+    requeued.usage = Some(measured);
+    db.job_finish(&requeued, Transition::Requeue, now()).await.unwrap();
+    assert_eq!(db.job_usage(requeued.job.id).await.unwrap(), None);
+
+    db.job_request_delete(ids[0], owner, now()).await.unwrap();
+    db.job_remove(ids[0]).await.unwrap();
+    let total = TotalUsage {
+        jobs: 2,
+        cpu_micros: 2000 * hour,
+        reserved_micros: 1000 * hour,
+        wall_micros: 2 * hour,
+    };
+    assert_eq!(db.user_usage(owner).await.unwrap(), total);
+    assert_eq!(db.user_usage(UserId(0)).await.unwrap(), TotalUsage::default());
+}
+
 async fn pages_have_a_stable_order_and_a_total(db: Db) {
     let owner = ready(&db).await;
     let bob = user(&db, "bob@example.org").await.id;
@@ -781,7 +872,7 @@ async fn pages_have_a_stable_order_and_a_total(db: Db) {
     add(&db, &other).await;
 
     let ids = async |limit, offset| {
-        let (jobs, total) = db.jobs_page(owner, KEY, "1.0.0", limit, offset).await.unwrap();
+        let (jobs, total) = page(&db, owner, limit, offset).await.unwrap();
         (jobs.iter().map(|job| job.id).collect::<Vec<_>>(), total)
     };
     for _ in 0..2 {
@@ -800,6 +891,234 @@ async fn pages_have_a_stable_order_and_a_total(db: Db) {
     assert_eq!(ids(i64::MAX, 0).await, (newest_first, 45), "all at once");
 }
 
+fn ids(jobs: &[Job]) -> Vec<JobId> {
+    jobs.iter().map(|job| job.id).collect()
+}
+
+/// Several runs of counts, written by many at once, in no strict order, with gaps: every page is where plain counting puts it.
+async fn long_lists_are_found_by_their_counts(db: Db) {
+    let owner = ready(&db).await;
+    db.release_publish(&release("1.0.1"), now()).await.unwrap();
+    let begin = now();
+    let jobs: Vec<_> = (0..2600)
+        .map(|number| {
+            let version = if number % 3 == 0 { "1.0.1" } else { "1.0.0" };
+            // Of eight jobs some share a moment.
+            let at = after(begin, number - number % 8 / 3);
+            Job { solver_version: version.to_owned(), ..new_job(owner, at) }
+        })
+        .collect();
+    let mut adding = JoinSet::new();
+    for part in 0..4 {
+        let (db, jobs) = (db.clone(), jobs.clone());
+        adding.spawn(async move {
+            for job in jobs.iter().skip(part).step_by(4) {
+                add(&db, job).await;
+            }
+        });
+    }
+    adding.join_all().await;
+    let mut listed = jobs;
+    listed.sort_by_key(|job| (job.created_at, job.id));
+    listed.reverse();
+    for job in [0, 1, 700, 1500, 1501, 1502, 2599].map(|place: usize| listed[place].clone()) {
+        db.job_request_delete(job.id, owner, now()).await.unwrap();
+        listed.retain(|other| other.id != job.id);
+    }
+    // One that comes very late, and one whose clock was far ahead.
+    for at in [begin, after(begin, 1_000_000_000)] {
+        let job = new_job(owner, at - TimeDelta::seconds(1));
+        add(&db, &job).await;
+        listed.push(job);
+    }
+    listed.sort_by_key(|job| (job.created_at, job.id));
+    listed.reverse();
+    for (filter, version) in [
+        (JobFilter::default(), None),
+        (of_release("1.0.0"), Some("1.0.0")),
+        (of_release("1.0.1"), Some("1.0.1")),
+        // This one is counted job by job.
+        (
+            JobFilter { created_from: Some(begin - TimeDelta::days(1)), ..JobFilter::default() },
+            None,
+        ),
+    ] {
+        let expected: Vec<_> = listed
+            .iter()
+            .filter(|job| version.is_none_or(|version| job.solver_version == version))
+            .map(|job| job.id)
+            .collect();
+        let size = i64::try_from(expected.len()).unwrap();
+        for offset in [0, 1, 49, 690, 840, 998, 1000, 1001, 1700, 2000, size - 3, size, size + 9] {
+            let at = usize::try_from(offset).unwrap().min(expected.len());
+            let end = (at + 50).min(expected.len());
+            let (jobs, total) = db.jobs_list(owner, &filter, newest(50, offset)).await.unwrap();
+            assert_eq!((ids(&jobs), total), (expected[at..end].to_vec(), size), "{offset}");
+
+            let window = Window { oldest_first: true, ..newest(50, offset) };
+            let (jobs, _) = db.jobs_list(owner, &filter, window).await.unwrap();
+            let mut oldest_first = expected.clone();
+            oldest_first.reverse();
+            assert_eq!(ids(&jobs), oldest_first[at..end], "{offset}, oldest first");
+        }
+        let (jobs, _) = db.jobs_list(owner, &filter, newest(i64::MAX, 0)).await.unwrap();
+        assert_eq!(ids(&jobs), expected);
+    }
+}
+
+async fn lists_are_narrowed_by_every_filter(db: Db) {
+    let owner = ready(&db).await;
+    let bob = user(&db, "bob@example.org").await.id;
+    db.release_publish(&release("1.0.1"), now()).await.unwrap();
+    let begin = now();
+    let mut jobs = Vec::new();
+    for number in 0..6 {
+        let version = if number % 2 == 0 { "1.0.0" } else { "1.0.1" };
+        let job = new_job(owner, after(begin, number));
+        let job = Job { solver_version: version.to_owned(), ..job };
+        add(&db, &job).await;
+        jobs.push(job.id);
+    }
+    add(&db, &new_job(bob, begin)).await;
+    db.job_publish(jobs[1], owner, now()).await.unwrap();
+    db.job_publish(jobs[4], owner, now()).await.unwrap();
+    db.job_claim(jobs[4], &lease("one"), now()).await.unwrap().unwrap();
+
+    let glob = |text| Glob::parse(text).unwrap();
+    let both = db.releases_matching(Some(&glob("*/test/*")), Some(&glob("1.0.?"))).await.unwrap();
+    assert_eq!(both.len(), 2);
+    let one = db.releases_matching(None, Some(&glob("*.1"))).await.unwrap();
+    assert_eq!(one, [(key(), "1.0.1".to_owned())]);
+    let none = db.releases_matching(Some(&glob("test")), None).await.unwrap();
+    let all = JobFilter::default;
+    let started = vec![JobState::Published, JobState::Pending];
+    for (filter, expected) in [
+        (all(), &[5, 4, 3, 2, 1, 0][..]),
+        (JobFilter { releases: Some(both.clone()), ..all() }, &[5, 4, 3, 2, 1, 0]),
+        (JobFilter { releases: Some(one), ..all() }, &[5, 3, 1]),
+        (JobFilter { releases: Some(none), ..all() }, &[]),
+        (JobFilter { states: vec![JobState::NotStarted], ..all() }, &[5, 3, 2, 0]),
+        (JobFilter { states: started.clone(), ..all() }, &[4, 1]),
+        (JobFilter { states: started, ..of_release("1.0.1") }, &[1]),
+        (JobFilter { created_from: Some(after(begin, 4)), ..all() }, &[5, 4]),
+        (JobFilter { created_before: Some(after(begin, 2)), ..all() }, &[1, 0]),
+        (
+            JobFilter {
+                releases: Some(both),
+                created_from: Some(after(begin, 2)),
+                created_before: Some(after(begin, 4)),
+                ..all()
+            },
+            &[3, 2],
+        ),
+    ] {
+        let (found, total) = db.jobs_list(owner, &filter, newest(50, 0)).await.unwrap();
+        let expected: Vec<_> = expected.iter().map(|&number: &usize| jobs[number]).collect();
+        assert_eq!((ids(&found), total), (expected, i64::try_from(found.len()).unwrap()));
+    }
+}
+
+async fn notes_are_found_by_pattern(db: Db) {
+    let owner = ready(&db).await;
+    let bob = user(&db, "bob@example.org").await.id;
+    let mut jobs = Vec::new();
+    for notes in [
+        r#"{"mesh": "Fine", "run": 7}"#,
+        r#"{"mesh": "fine_2", "final": true}"#,
+        r#"{"mesh": "coarse", "run": 7.5, "text": "a\u0000b"}"#,
+        "{}",
+    ] {
+        let id = job(&db, owner).await;
+        db.job_set_metadata(id, owner, &values(notes)).await.unwrap();
+        assert_eq!(db.job_metadata(id).await.unwrap(), values(notes));
+        jobs.push(id);
+    }
+    let others = job(&db, bob).await;
+    db.job_set_metadata(others, bob, &values(r#"{"mesh": "fine"}"#)).await.unwrap();
+    // Longer than what can be searched, and than what an index takes.
+    let long = json!({"mesh": "fine", "x": "x".repeat(5000), "y".repeat(5000): 1}).to_string();
+    db.job_set_metadata(jobs[3], owner, &values(&long)).await.unwrap();
+
+    let found = async |any: &[&str], all: &[&str]| {
+        let parse = |texts: &[&str]| {
+            texts.iter().map(|text| NoteFilter::parse(text, ':').unwrap()).collect::<Vec<_>>()
+        };
+        let (any_notes, all_notes) = (parse(any), parse(all));
+        let filter = JobFilter { any_notes, all_notes, ..JobFilter::default() };
+        let (found, total) = db.jobs_list(owner, &filter, newest(50, 0)).await.unwrap();
+        assert_eq!(total, i64::try_from(found.len()).unwrap());
+        let place = |job: &Job| jobs.iter().position(|id| *id == job.id).unwrap();
+        found.iter().map(place).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&[], &["mesh:fine"]).await, [3, 0], "whatever its case");
+    assert_eq!(found(&[], &["mesh:FINE*"]).await, [3, 1, 0]);
+    assert_eq!(found(&[], &["mesh:fine_?"]).await, [1], "`_` is itself");
+    assert_eq!(found(&[], &["mesh:*", "run:7*"]).await, [2, 0]);
+    assert_eq!(found(&["final:true", "run:7.5"], &[]).await, [2, 1]);
+    assert_eq!(found(&["final:yes", "Mesh:fine"], &[]).await, [] as [usize; 0]);
+    db.job_set_metadata(jobs[0], owner, &Values::default()).await.unwrap();
+    assert_eq!(found(&[], &["mesh:fine"]).await, [3], "notes are replaced");
+    db.job_request_delete(jobs[3], owner, now()).await.unwrap();
+    assert_eq!(found(&[], &["mesh:fine"]).await, [] as [usize; 0]);
+    assert_eq!(db.job_remove(jobs[3]).await.unwrap(), []);
+}
+
+async fn several_jobs_are_read_at_once(db: Db) {
+    let owner = ready(&db).await;
+    let bob = user(&db, "bob@example.org").await.id;
+    let mut jobs = Vec::new();
+    for number in 0..5 {
+        let id = job(&db, owner).await;
+        let notes = values(&json!({"number": number}).to_string());
+        db.job_set_metadata(id, owner, &notes).await.unwrap();
+        jobs.push(id);
+    }
+    let asked = [jobs[3], jobs[0], jobs[3]];
+    assert_eq!(ids(&db.jobs_get(&asked, owner).await.unwrap()), asked);
+    let notes = db.jobs_metadata(&asked, owner).await.unwrap();
+    let notes: Vec<_> =
+        notes.iter().map(|(job, notes)| (job.id, notes["number"].clone())).collect();
+    assert_eq!(notes, [(jobs[3], json!(3)), (jobs[0], json!(0)), (jobs[3], json!(3))]);
+
+    let (others, unknown) = (job(&db, bob).await, JobId::new());
+    let refused = db.jobs_get(&[jobs[0], others, unknown], owner).await.unwrap_err();
+    assert_eq!(refused.to_string(), format!("job `{others}`, `{unknown}` not found"));
+    db.job_request_delete(jobs[0], owner, now()).await.unwrap();
+    assert_not_found(db.jobs_metadata(&asked, owner).await);
+}
+
+async fn assets_are_deleted_after_the_end(db: Db) {
+    let owner = ready(&db).await;
+    let running = started(&db, owner, "one").await;
+    let id = running.job.id;
+    db.job_log_add(&running, "line\n").await.unwrap();
+    for early in [id, job(&db, owner).await, queued(&db, owner).await] {
+        assert_conflict(db.job_delete_assets(early, owner, now()).await);
+    }
+    let bob = user(&db, "bob@example.org").await.id;
+    assert_not_found(db.job_delete_assets(id, bob, now()).await);
+    let output = File { job_id: Some(id), ..upload(owner, "a") };
+    let ending = Transition::Succeed {
+        outputs: values(r#"{"answer": 42}"#),
+        files: vec![output.clone()],
+        log: Some("jobs/x/log.zip".to_owned()),
+    };
+    let ended = db.job_finish(&running, ending, now()).await.unwrap();
+
+    let at = now();
+    assert_eq!(db.job_delete_assets(id, owner, at).await.unwrap(), (vec![id], vec![output.id]));
+    let again = db.job_delete_assets(id, owner, after(at, 9)).await.unwrap();
+    assert_eq!(again, (vec![id], vec![]), "again");
+    let left = Job { assets_deleted_at: Some(at), log_key: None, ..ended };
+    assert_eq!(db.job_get(id, owner).await.unwrap(), left);
+    assert_eq!(db.job_outputs(id).await.unwrap(), None);
+    assert_eq!(db.job_log(id, 0, 10).await.unwrap(), []);
+    assert_not_found(db.file_get(output.id, owner).await);
+    // Somebody was making up the log at that moment.
+    db.job_set_log(id, "jobs/x/log.zip").await.unwrap();
+    assert_eq!(db.job_get(id, owner).await.unwrap().log_key, None);
+}
+
 async fn moments_sort_by_time_not_by_text(db: Db) {
     let owner = ready(&db).await;
     let second = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
@@ -810,7 +1129,7 @@ async fn moments_sort_by_time_not_by_text(db: Db) {
         add(&db, &job).await;
         newest_first.insert(0, job.created_at);
     }
-    let (jobs, _) = db.jobs_page(owner, KEY, "1.0.0", 50, 0).await.unwrap();
+    let (jobs, _) = page(&db, owner, 50, 0).await.unwrap();
     assert_eq!(jobs.iter().map(|job| job.created_at).collect::<Vec<_>>(), newest_first);
 }
 
@@ -927,8 +1246,10 @@ async fn a_step_has_one_job(db: Db) {
     assert_eq!(db.jobs_queued(9).await.unwrap(), children);
 
     // It is in no list, and what changes it changes the whole.
-    let (page, total) = db.jobs_page(owner, KEY, "1.0.0", 9, 0).await.unwrap();
-    assert_eq!((page.len(), total), (1, 1));
+    for filter in [JobFilter::default(), of_release("1.0.0")] {
+        let (page, total) = db.jobs_list(owner, &filter, newest(9, 0)).await.unwrap();
+        assert_eq!((page.len(), page[0].id, total), (1, whole.job.id, 1));
+    }
     db.job_claim(child.id, &lease("j"), now()).await.unwrap().unwrap();
     changes.wait().await;
 
@@ -1110,4 +1431,53 @@ async fn both_schemas_are_the_same() {
     pg.close().await.unwrap();
     sqlite.remove().await;
     postgres.remove().await;
+}
+
+fn once(key: &str) -> Once {
+    Once { key: key.to_owned(), fingerprint: vec![0, 255, 7] }
+}
+
+async fn a_key_makes_one_job_however_many_race(db: Db) {
+    let owner = ready(&db).await;
+    let mut racing = JoinSet::new();
+    for _ in 0..16 {
+        let (db, job) = (db.clone(), new_job(owner, now()));
+        racing.spawn(async move {
+            let added = db.job_add_once(&job, &Values::default(), &once("key")).await.unwrap();
+            added.then_some(job.id)
+        });
+    }
+    let winners: Vec<_> = racing.join_all().await.into_iter().flatten().collect();
+    assert_eq!(winners.len(), 1);
+    let made = db.job_made(owner, "key", now()).await.unwrap();
+    assert_eq!(made, Some((winners[0], once("key").fingerprint)));
+    assert_eq!(db.jobs_list(owner, &of_release("1.0.0"), newest(50, 0)).await.unwrap().1, 1);
+
+    // Keys of different owners have nothing to do with each other.
+    let bob = user(&db, "bob@example.org").await.id;
+    assert_eq!(db.job_made(bob, "key", now()).await.unwrap(), None);
+    assert!(db.job_add_once(&new_job(bob, now()), &Values::default(), &once("key")).await.unwrap());
+    // A job that is not stored leaves no key behind.
+    let nobody = new_job(UserId(1 << 40), now());
+    assert!(db.job_add_once(&nobody, &Values::default(), &once("new")).await.is_err());
+    assert_eq!(db.job_made(UserId(1 << 40), "new", now()).await.unwrap(), None);
+}
+
+async fn a_key_is_forgotten_after_a_day(db: Db) {
+    let (owner, begin) = (ready(&db).await, now());
+    let add = async |key, hours| {
+        let job = new_job(owner, begin + TimeDelta::hours(hours));
+        db.job_add_once(&job, &Values::default(), &once(key)).await.unwrap().then_some(job.id)
+    };
+    let made = async |key, hours| {
+        let at = begin + TimeDelta::hours(hours);
+        db.job_made(owner, key, at).await.unwrap().map(|(id, _)| id)
+    };
+    let (first, other) = (add("key", 0).await, add("other", 0).await);
+    assert!(first.is_some() && other.is_some());
+    assert_eq!(add("key", 23).await, None);
+    assert_eq!((made("key", 23).await, made("key", 25).await), (first, None));
+    let second = add("key", 25).await;
+    assert!(second.is_some() && second != first);
+    assert_eq!((made("key", 25).await, made("other", 1).await), (second, None), "cleared away");
 }

@@ -118,6 +118,23 @@ async fn a_chain_runs_from_file_to_file() {
     let refused = app.delete(&step).await;
     assert!(refused.status == 409 && refused.text().contains("is a step of job"), "{refused}");
 
+    // In the list of all jobs is the whole alone; it reserves nothing of the machine, as its steps do that.
+    let listed = app.get("/v0/jobs").await.json();
+    let id = job.rsplit('/').next().unwrap();
+    assert_eq!((&listed["total"], text(&listed, "/items/0/id")), (&json!(1), id), "{listed:#}");
+    let definition = example("sleeper_test_study");
+    let (key, version) = (text(&definition, "/key"), text(&definition, "/version"));
+    let release = format!("/v0/solvers/{key}/releases/{version}");
+    let whole = format!("{release}/jobs/{id}");
+    let plan = app.get(&format!("{release}/pricing_plan")).await.json();
+    let unit = app.get(&format!("{whole}/pricing_unit")).await.json();
+    for unit in [&plan["pricingUnits"][0], &unit] {
+        assert_eq!(unit["unitExtraInfo"], json!({"CPU": 0, "RAM": 0, "VRAM": 0}));
+        assert_eq!(unit.get("usage"), None);
+    }
+    let unit = app.get(&format!("{step}/pricing_unit")).await.json();
+    assert!(unit["usage"].is_object(), "{unit:#}");
+
     assert_eq!(app.delete(&job).await.status, 204);
     assert_eq!(app.delete(&job).await.status, 404);
     let gone = async || app.get(&step).await.status.as_u16();
@@ -148,6 +165,29 @@ async fn independent_steps_run_side_by_side() {
     let ended = app.wait_for_end(&job).await;
     assert_eq!(text(&ended, "/state"), "SUCCESS", "{ended:#}");
     assert_eq!(steps(&app, &job).await.len(), 3);
+
+    // The assets of the whole are those of its steps, which have none to be deleted alone.
+    let db = app.db().await;
+    let id = job.rsplit('/').next().unwrap();
+    let children = db.job_children(id.parse().unwrap()).await.unwrap();
+    db.close().await;
+    let step = format!(
+        "/v0/solvers/simcore/services/comp/itis/sleeper/releases/3.0.0/jobs/{}",
+        children[0].id
+    );
+    let outputs = app.get(&format!("{step}/outputs")).await.json();
+    let file = format!("/v0/files/{}", text(&outputs, "/results/output_1/id"));
+    assert_eq!(app.get(&file).await.status, 200);
+    let refused = app.delete(&format!("{step}/assets")).await;
+    assert!(refused.status == 409 && refused.text().contains("is a step of job"), "{refused}");
+    let whole = format!("/v0/solvers/simcore/services/comp/studies/test/releases/1.0.0/jobs/{id}");
+    assert_eq!(app.delete(&format!("{whole}/assets")).await.status, 204);
+    for gone in
+        [app.post(&format!("{job}/outputs")).await, app.get(&format!("{step}/outputs")).await]
+    {
+        assert!(gone.status == 409 && gone.text().contains("were deleted"), "{gone}");
+    }
+    assert_eq!(app.get(&file).await.status, 404);
     app.stop().await;
 }
 

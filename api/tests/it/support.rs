@@ -1,7 +1,6 @@
 //! What the tests share: the app on free ports, its clients, the sleeper, and waiting.
 
 use std::{
-    collections::BTreeMap,
     fmt::{self, Debug, Display},
     ops::Deref,
     path::{Path, PathBuf},
@@ -371,8 +370,8 @@ pub(crate) async fn containers(data: &Path) -> Vec<String> {
 /// The sleeper as its image describes it.
 pub(crate) async fn sleeper() -> Release {
     let image = Docker::connect().unwrap().image(IMAGE).await;
-    let labels: BTreeMap<_, _> = image.expect("`scripts/images.sh sleeper` makes it").labels;
-    labels::release(IMAGE, &labels).unwrap()
+    let image = image.expect("`scripts/images.sh sleeper` makes it");
+    labels::release(IMAGE, &image.id, &image.labels).unwrap()
 }
 
 /// The sleeper under another version, taking other resources.

@@ -13,14 +13,14 @@ use bollard::{
     },
     query_parameters::{
         CreateContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
-        LogsOptionsBuilder, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
-        WaitContainerOptionsBuilder,
+        LogsOptionsBuilder, RemoveContainerOptionsBuilder, StatsOptionsBuilder,
+        StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
     },
 };
 use chrono::DateTime;
 use futures_util::{Stream, StreamExt};
 
-use super::{ContainerSpec, EngineError, Exit, Found, Image, Machine};
+use super::{ContainerSpec, EngineError, Exit, Found, Image, Machine, Sample};
 use crate::{
     logs::{Lines, Source},
     task::Resources,
@@ -126,6 +126,21 @@ impl Docker {
         })
     }
 
+    /// What a started container uses: once when first asked, then every second while it runs. An engine that cannot tell says nothing.
+    pub(crate) fn samples(&self, id: &str) -> impl Stream<Item = Sample> + Send + use<> {
+        let options = StatsOptionsBuilder::default().stream(true).build();
+        self.0.stats(id, Some(options)).filter_map(|stats| {
+            let sample = stats.ok().and_then(|stats| {
+                let memory = stats.memory_stats.unwrap_or_default();
+                Some(Sample {
+                    cpu: Duration::from_nanos(stats.cpu_stats?.cpu_usage?.total_usage?),
+                    memory_bytes: memory.max_usage.or(memory.usage),
+                })
+            });
+            ready(sample)
+        })
+    }
+
     /// Waits until a container has ended; also right when it ended long ago.
     pub async fn wait(&self, id: &str) -> Result<Exit, EngineError> {
         const DOING: &str = "waiting for the container";
@@ -149,7 +164,11 @@ impl Docker {
             container.map_err(during("inspecting the container"))?.state.unwrap_or_default();
         let out_of_memory = state.oom_killed.unwrap_or(false)
             || code == KILLED && self.was_out_of_memory(id, state.finished_at.as_deref()).await?;
-        Ok(Exit { code, out_of_memory })
+        let moment = |at: Option<String>| DateTime::parse_from_rfc3339(&at?).ok();
+        let ran = moment(state.finished_at)
+            .zip(moment(state.started_at))
+            .and_then(|(end, begin)| (end - begin).to_std().ok());
+        Ok(Exit { code, out_of_memory, ran })
     }
 
     /// Whether the kernel killed something at the memory limit. A busy engine learns of that after the exit, and its
