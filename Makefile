@@ -27,7 +27,7 @@ serve: ## Start a service with the sleeper on it and stay; data in ./data, setti
 	@scripts/docker.sh
 	@scripts/images.sh sleeper
 	cargo build --locked --package solverd --bin solverd
-	-$(SOLVERD) solvers publish $(SLEEPER):2.0.2 $(SLEEPER):2.1.1 $(SLEEPER):2.1.6
+	-$(SOLVERD) solvers publish $(SLEEPER):2.0.2 $(SLEEPER):2.1.1 $(SLEEPER):2.1.6 solvers/studies/*.json
 	@exec $(SOLVERD) serve
 
 # The client suite uses the program that `cargo test` has built: a build of its own would compile it again.

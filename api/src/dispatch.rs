@@ -8,6 +8,7 @@ mod artifacts;
 mod drive;
 mod finish;
 mod logs;
+mod steps;
 mod task;
 
 use std::{
@@ -122,6 +123,8 @@ impl Drop for Occupied {
 /// What is to become of a claimed job.
 enum Fate {
     Run,
+    /// By its steps: jobs of their own.
+    Steps,
     Fail(FailureKind, String),
     Abort,
 }
@@ -199,6 +202,11 @@ impl Dispatcher {
         for job in inner.db.jobs_queued(BATCH).await? {
             let container = match self.release(&job).await {
                 Ok(Release { body: Body::Container(container), .. }) => container,
+                // Its steps queue for the machine; it must not hold what they wait for.
+                Ok(Release { body: Body::Steps(_), .. }) => {
+                    self.claim(&job, NOTHING, Fate::Steps).await?;
+                    continue;
+                }
                 Err(error) if error.is_transient() => return Err(error.into()),
                 Err(error) => {
                     // One job that cannot be read must not block the others.
@@ -219,13 +227,18 @@ impl Dispatcher {
                 break;
             }
         }
-        for id in inner.db.jobs_to_remove(BATCH).await? {
-            // Row first, content second: a crash between leaves an object that nobody sees, never a file without content.
-            let files = inner.db.job_remove(id).await?;
-            let keys = files.into_iter().map(File::object_key).chain([Job::log_object_key(id)]);
-            self.delete_objects(keys.collect());
+        loop {
+            let gone = inner.db.jobs_to_remove(BATCH).await?;
+            if gone.is_empty() {
+                return Ok(());
+            }
+            for id in gone {
+                // Row first, content second: a crash between leaves an object that nobody sees, never a file without content.
+                let files = inner.db.job_remove(id).await?;
+                let keys = files.into_iter().map(File::object_key).chain([Job::log_object_key(id)]);
+                self.delete_objects(keys.collect());
+            }
         }
-        Ok(())
     }
 
     /// Takes a queued job, if nobody was faster, and lets a task of its own bring it to its end.
@@ -253,7 +266,7 @@ impl Dispatcher {
     }
 
     /// Jobs that hold our lease, but that no task is at work for: an earlier life took them, or their task broke off. What had not begun
-    /// goes back into the queue, what ran is over.
+    /// goes back into the queue, what ran is over. Steps go on where they stand.
     async fn pick_up(&self) -> Result<()> {
         let inner = &self.0;
         // First who is at work, then who holds a lease: a job that ends in between is not taken for one that nobody is at work for.
@@ -261,6 +274,11 @@ impl Dispatcher {
         for claimed in inner.db.jobs_leased(&inner.lease).await? {
             let id = claimed.job.id;
             if at_work.contains(&id) {
+                continue;
+            }
+            let release = self.release(&claimed.job).await;
+            if release.is_ok_and(|release| matches!(release.body, Body::Steps(_))) {
+                self.launch(claimed, NOTHING, Fate::Steps);
                 continue;
             }
             let containers = inner.engine.list(&format!("{JOB_LABEL}={id}")).await?;

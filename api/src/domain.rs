@@ -8,6 +8,8 @@ pub mod id;
 pub mod job;
 pub mod labels;
 pub mod solver;
+pub mod steps;
+pub mod study;
 pub mod time;
 pub mod usage;
 pub mod user;

@@ -30,6 +30,8 @@ use utoipa::{
 use uuid::Uuid;
 
 pub use create::Rules;
+pub(crate) use create::create;
+pub use once::IdempotencyKey;
 pub use wait::Prefer;
 
 use crate::{
@@ -116,17 +118,7 @@ pub struct CreateQuery {
 
 impl CreateQuery {
     fn of(request: &HttpRequest) -> Result<Self> {
-        let hidden =
-            Params::of_query(request)?.get(
-                "hidden",
-                "must be true or false",
-                |text| match text {
-                    "true" | "True" | "1" => Ok(true),
-                    "false" | "False" | "0" => Ok(false),
-                    _ => Err(()),
-                },
-            )?;
-        Ok(Self { hidden: hidden.unwrap_or(true) })
+        Ok(Self { hidden: Params::of_query(request)?.flag("hidden")?.unwrap_or(true) })
     }
 }
 
@@ -208,7 +200,7 @@ pub struct FileIdText(String);
 pub struct JobInputs {
     /// By port. Ports that are left out take their default.
     #[schema(value_type = KeywordArguments)]
-    values: Values,
+    pub(crate) values: Values,
 }
 
 /// A run of a solver.
@@ -237,13 +229,9 @@ pub struct Job {
 }
 
 impl Job {
-    fn new(job: &DomainJob, base: &BaseUrl) -> Self {
-        let runner_name = format!(
-            "solvers/{}/releases/{}",
-            job.solver_key.as_str().replace('/', "%2F"),
-            job.solver_version
-        );
-        let runner_url = base.join(&release_path(&job.solver_key, &job.solver_version));
+    pub(crate) fn new(job: &DomainJob, base: &BaseUrl) -> Self {
+        let (runner_name, runner_path) = runner(job);
+        let runner_url = base.join(&runner_path);
         let url = format!("{runner_url}/jobs/{}", job.id);
         Self {
             id: job.id,
@@ -256,6 +244,16 @@ impl Job {
             runner_url: Some(runner_url),
         }
     }
+}
+
+/// Name and path of what a job runs: the study that it was created under, or else the release.
+fn runner(job: &DomainJob) -> (String, String) {
+    if let Some(study) = job.study_id {
+        return (format!("studies/{study}"), format!("/v0/studies/{study}"));
+    }
+    let key = job.solver_key.as_str().replace('/', "%2F");
+    let path = release_path(&job.solver_key, &job.solver_version);
+    (format!("solvers/{key}/releases/{}", job.solver_version), path)
 }
 
 /// How a job is getting on.
@@ -316,12 +314,13 @@ pub struct JobMetadata {
 
 impl JobMetadata {
     fn new(job: &DomainJob, metadata: Values, base: &BaseUrl) -> Self {
-        let path = format!(
-            "{}/jobs/{}/metadata",
-            release_path(&job.solver_key, &job.solver_version),
-            job.id
-        );
+        let path = format!("{}/jobs/{}/metadata", runner(job).1, job.id);
         Self { job_id: job.id, metadata, url: Some(base.join(&path)) }
+    }
+
+    /// The notes on a job.
+    pub(crate) async fn of(job: &DomainJob, db: &Db, base: &BaseUrl) -> Result<Self> {
+        Ok(Self::new(job, db.job_metadata(job.id).await?, base))
     }
 }
 
@@ -332,6 +331,35 @@ pub struct JobMetadataUpdate {
     #[serde(default)]
     #[schema(value_type = HashMap<String, MetaValueType>)]
     metadata: Values,
+}
+
+impl JobMetadataUpdate {
+    /// The notes, if each is what a note may be, and all together are not too large.
+    pub(crate) fn checked(self) -> Result<Values> {
+        let wrong: Vec<_> = self
+            .metadata
+            .iter()
+            .filter(|(_, value)| !(value.is_boolean() || value.is_number() || value.is_string()))
+            .map(|(key, value)| {
+                FieldError::new(
+                    "value_error",
+                    &["body", "metadata", key],
+                    value,
+                    "must be true, false, a number or text",
+                )
+            })
+            .collect();
+        if !wrong.is_empty() {
+            return Err(wrong.into());
+        }
+        let size = serde_json::to_vec(&self.metadata).map_or(usize::MAX, |text| text.len());
+        if size > METADATA_LIMIT {
+            let rule = format!("must not be larger than {METADATA_LIMIT} bytes of JSON");
+            let size = format!("{size} bytes");
+            return Err(FieldError::new("too_long", &["body", "metadata"], size, &rule).into());
+        }
+        Ok(self.metadata)
+    }
 }
 
 /// Values by port.
@@ -392,7 +420,7 @@ impl PartialSchema for MetaValueType {
 /// Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is
 /// accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be
 /// repeated: there is one job, and every answer is the same.
-#[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery, Parent, once::IdempotencyKey), request_body = JobInputs, responses(
+#[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery, Parent, IdempotencyKey), request_body = JobInputs, responses(
     (status = 201, description = "The job, not started.", body = Job),
     (status = 409, description = "The job that this key made was deleted.", body = crate::error::ErrorBody),
     Errors
@@ -402,14 +430,14 @@ impl PartialSchema for MetaValueType {
 pub async fn create_solver_job(
     path: ReleasePath,
     _: (CreateQuery, Parent),
-    key: once::IdempotencyKey,
+    key: IdempotencyKey,
     body: Body<JobInputs>,
     caller: Caller,
     base: BaseUrl,
     db: Data<Db>,
     rules: Data<Rules>,
 ) -> Result<HttpResponse> {
-    let job = create::create(&path, body.0.values, key, &caller, &db, &rules).await?;
+    let job = create(&path, None, body.0.values, key, &caller, &db, &rules).await?;
     Ok(HttpResponse::Created().json(Job::new(&job, &base)))
 }
 
@@ -481,7 +509,6 @@ pub async fn start_job(
     db: Data<Db>,
     wake: Data<Wake>,
 ) -> Result<HttpResponse> {
-    path.load(&caller, &db).await?;
     if encryption.0.is_some() {
         return Err(ApiError::new(
             ErrorCode::Conflict,
@@ -491,7 +518,12 @@ pub async fn start_job(
             ),
         ));
     }
-    let (job, first) = db.job_publish(path.job_id, caller.id(), now()).await?;
+    start(&path.load(&caller, &db).await?, &db, &wake).await
+}
+
+/// Starts a job that the caller has loaded.
+pub(crate) async fn start(job: &DomainJob, db: &Db, wake: &Wake) -> Result<HttpResponse> {
+    let (job, first) = db.job_publish(job.id, job.owner, now()).await?;
     check_assets(&job)?;
     wake.notify();
     let status = if first { StatusCode::ACCEPTED } else { StatusCode::OK };
@@ -529,8 +561,12 @@ pub async fn stop_job(
     db: Data<Db>,
     wake: Data<Wake>,
 ) -> Result<Json<JobStatus>> {
-    path.load(&caller, &db).await?;
-    let job = db.job_request_stop(path.job_id, caller.id(), now()).await?;
+    stop(&path.load(&caller, &db).await?, &db, &wake).await
+}
+
+/// Stops a job that the caller has loaded.
+pub(crate) async fn stop(job: &DomainJob, db: &Db, wake: &Wake) -> Result<Json<JobStatus>> {
+    let job = db.job_request_stop(job.id, job.owner, now()).await?;
     wake.notify();
     Ok(Json(job.into()))
 }
@@ -547,7 +583,11 @@ pub async fn get_job_outputs(
     caller: Caller,
     db: Data<Db>,
 ) -> Result<Json<JobOutputs>> {
-    let job = path.load(&caller, &db).await?;
+    outputs(path.load(&caller, &db).await?, &db).await
+}
+
+/// The outputs of a job that the caller has loaded.
+pub(crate) async fn outputs(job: DomainJob, db: &Db) -> Result<Json<JobOutputs>> {
     check_assets(&job)?;
     let Some(results) = db.job_outputs(job.id).await? else {
         let why = job.error.map_or_else(String::new, |error| format!(": {}", error.msg));
@@ -576,11 +616,17 @@ pub async fn get_job_output_logfile(
     logs: Data<LogZips>,
 ) -> Result<HttpResponse> {
     let job = path.load(&caller, &db).await?;
+    let link = log_link(&job, &objects, &logs).await?;
+    Ok(HttpResponse::TemporaryRedirect().insert_header((header::LOCATION, link)).finish())
+}
+
+/// A link to the log zip of a job that has ended; it needs no credentials.
+pub(crate) async fn log_link(job: &DomainJob, objects: &Objects, logs: &LogZips) -> Result<String> {
     let key = match &job.log_key {
         Some(key) => key.clone(),
         // The object store was away when the job ended.
         None if job.state.is_final() && job.assets_deleted_at.is_none() => logs
-            .make_up(&job)
+            .make_up(job)
             .await
             .map_err(|error| ApiError::internal(ErrorCode::StorageUnavailable, error))?,
         None => {
@@ -593,9 +639,8 @@ pub async fn get_job_output_logfile(
             return Err(ApiError::new(ErrorCode::NotFound, message));
         }
     };
-    let name = format!("{}_{}_{}.zip", path.solver_key.short_name(), path.version, job.id);
-    let link = objects.presign_get(&key, &name, Some("application/zip")).await?;
-    Ok(HttpResponse::TemporaryRedirect().insert_header((header::LOCATION, link)).finish())
+    let name = format!("{}_{}_{}.zip", job.solver_key.short_name(), job.solver_version, job.id);
+    Ok(objects.presign_get(&key, &name, Some("application/zip")).await?)
 }
 
 /// Follow a job's log.
@@ -652,8 +697,7 @@ pub async fn get_job_custom_metadata(
     base: BaseUrl,
     db: Data<Db>,
 ) -> Result<Json<JobMetadata>> {
-    let job = path.load(&caller, &db).await?;
-    Ok(Json(JobMetadata::new(&job, db.job_metadata(job.id).await?, &base)))
+    Ok(Json(JobMetadata::of(&path.load(&caller, &db).await?, &db, &base).await?))
 }
 
 /// Replace your notes on a job.
@@ -666,31 +710,20 @@ pub async fn replace_job_custom_metadata(
     base: BaseUrl,
     db: Data<Db>,
 ) -> Result<Json<JobMetadata>> {
-    let metadata = body.0.metadata;
-    let wrong: Vec<_> = metadata
-        .iter()
-        .filter(|(_, value)| !(value.is_boolean() || value.is_number() || value.is_string()))
-        .map(|(key, value)| {
-            FieldError::new(
-                "value_error",
-                &["body", "metadata", key],
-                value,
-                "must be true, false, a number or text",
-            )
-        })
-        .collect();
-    if !wrong.is_empty() {
-        return Err(wrong.into());
-    }
-    let size = serde_json::to_vec(&metadata).map_or(usize::MAX, |text| text.len());
-    if size > METADATA_LIMIT {
-        let rule = format!("must not be larger than {METADATA_LIMIT} bytes of JSON");
-        let size = format!("{size} bytes");
-        return Err(FieldError::new("too_long", &["body", "metadata"], size, &rule).into());
-    }
+    let metadata = body.0.checked()?;
     let job = path.load(&caller, &db).await?;
-    db.job_set_metadata(job.id, caller.id(), &metadata).await?;
-    Ok(Json(JobMetadata::new(&job, metadata, &base)))
+    set_metadata(&job, metadata, &db, &base).await
+}
+
+/// Replaces the notes on a job that the caller has loaded.
+pub(crate) async fn set_metadata(
+    job: &DomainJob,
+    metadata: Values,
+    db: &Db,
+    base: &BaseUrl,
+) -> Result<Json<JobMetadata>> {
+    db.job_set_metadata(job.id, job.owner, &metadata).await?;
+    Ok(Json(JobMetadata::new(job, metadata, base)))
 }
 
 /// Get a job.
@@ -717,7 +750,11 @@ pub async fn get_job(
 /// Delete a job.
 ///
 /// Stops it if it runs; its log and outputs are gone for good.
-#[utoipa::path(tag = "jobs", params(JobPath), responses((status = 204, description = "Deleted."), Errors))]
+#[utoipa::path(tag = "jobs", params(JobPath), responses(
+    (status = 204, description = "Deleted."),
+    (status = 409, description = "The job is a step of another.", body = crate::error::ErrorBody),
+    Errors
+))]
 #[delete("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}")]
 pub async fn delete_job(
     path: JobPath,
@@ -725,18 +762,22 @@ pub async fn delete_job(
     db: Data<Db>,
     wake: Data<Wake>,
 ) -> Result<HttpResponse> {
-    path.load(&caller, &db).await?;
-    db.job_request_delete(path.job_id, caller.id(), now()).await?;
+    delete(&path.load(&caller, &db).await?, &db, &wake).await
+}
+
+/// Deletes a job that the caller has loaded.
+pub(crate) async fn delete(job: &DomainJob, db: &Db, wake: &Wake) -> Result<HttpResponse> {
+    db.job_request_delete(job.id, job.owner, now()).await?;
     wake.notify();
     Ok(HttpResponse::NoContent().finish())
 }
 
 /// Delete a job's assets.
 ///
-/// Its output files and its log are gone for good; the job stays, with status and notes. May be repeated.
+/// Its output files and its log, and those of its steps, are gone for good; the job stays, with status and notes. May be repeated.
 #[utoipa::path(tag = "jobs", params(JobPath), responses(
     (status = 204, description = "Deleted."),
-    (status = 409, description = "The job has not ended.", body = crate::error::ErrorBody),
+    (status = 409, description = "The job has not ended, or is a step of another.", body = crate::error::ErrorBody),
     Errors
 ))]
 #[delete("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}/assets")]
@@ -747,9 +788,9 @@ pub async fn delete_job_assets(
     objects: Data<Objects>,
 ) -> Result<HttpResponse> {
     let job = path.load(&caller, &db).await?;
-    let files = db.job_delete_assets(job.id, caller.id(), now()).await?;
-    let log = DomainJob::log_object_key(job.id);
-    for key in files.into_iter().map(File::object_key).chain([log]) {
+    let (jobs, files) = db.job_delete_assets(job.id, caller.id(), now()).await?;
+    let logs = jobs.into_iter().map(DomainJob::log_object_key);
+    for key in files.into_iter().map(File::object_key).chain(logs) {
         forget(objects.delete(&key).await);
     }
     Ok(HttpResponse::NoContent().finish())

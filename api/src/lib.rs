@@ -1,7 +1,7 @@
 //! solverd: any containerised solver as a typed HTTP API.
 //!
 //! In the order of a request: [`app`] puts everything together, [`routes`] shows every route, the handlers ([`meta`], [`users`],
-//! [`files`], [`solvers`], [`jobs`], [`wallets`]) read it with [`auth`], [`request`] and [`paging`] and answer with types of their own or with
+//! [`files`], [`solvers`], [`jobs`], [`studies`], [`wallets`]) read it with [`auth`], [`request`] and [`paging`] and answer with types of their own or with
 //! [`error`]; [`limits`] bounds what one caller may ask at once. They ask the [`store`] (SQL) and [`objects`] (S3) for [`domain`] things.
 //! [`dispatch`] runs jobs beside them.
 
@@ -23,6 +23,7 @@ pub mod routes;
 pub mod settings;
 pub mod solvers;
 pub mod store;
+pub mod studies;
 pub mod users;
 pub mod wallets;
 

@@ -4,6 +4,7 @@ mod doctor;
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -16,12 +17,15 @@ use solverd::{
     app::open_db,
     domain::{
         labels,
+        solver::Release,
+        steps::Definition,
         time::now,
         usage::seconds,
         user::{Credentials, parse_email},
     },
     openapi,
     settings::{Settings, with_config_file},
+    store::{self, Db},
 };
 use solverd_runner::engine::Docker;
 use tokio_util::sync::CancellationToken;
@@ -84,10 +88,11 @@ enum Keys {
 
 #[derive(Subcommand)]
 enum Solvers {
-    /// Publish images of the local Docker engine, as their `io.simcore.*` labels describe them.
+    /// Publish images of the local Docker engine, as their `io.simcore.*` labels describe them, and studies, as files describe them.
     Publish {
-        #[arg(required = true, value_name = "IMAGE")]
-        images: Vec<String>,
+        /// An image, or a file with a study, whose name ends in `.json`.
+        #[arg(required = true, value_name = "IMAGE|FILE")]
+        sources: Vec<String>,
     },
     /// List published releases.
     List {
@@ -156,8 +161,8 @@ async fn run() -> anyhow::Result<()> {
             open_db(&settings).await?.key_revoke(&key).await?;
             writeln!(out, "revoked {key}")?;
         }
-        Command::Solvers(Solvers::Publish { images }) => {
-            publish(&settings, &images, &mut out).await?;
+        Command::Solvers(Solvers::Publish { sources }) => {
+            publish(&settings, &sources, &mut out).await?;
         }
         Command::Solvers(Solvers::List { json }) => list(&settings, json, &mut out).await?,
     }
@@ -249,20 +254,39 @@ async fn usage(
 
 async fn publish(
     settings: &Settings,
-    images: &[String],
+    sources: &[String],
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
-    let engine = Docker::connect()?;
     let db = open_db(settings).await?;
-    for reference in images {
-        let image = engine.image(reference).await?;
-        let release = labels::release(reference, &image.id, &image.labels)
-            .with_context(|| format!("image {reference}"))?;
+    for source in sources {
+        let is_file = Path::new(source).extension().is_some_and(|extension| extension == "json");
+        let release = if is_file {
+            study(source, &db).await.with_context(|| format!("file {source}"))?
+        } else {
+            let image = Docker::connect()?.image(source).await?;
+            labels::release(source, &image.id, &image.labels)
+                .with_context(|| format!("image {source}"))?
+        };
         let is_new = db.release_publish(&release, now()).await?;
         let note = if is_new { "published" } else { "was published already" };
         writeln!(out, "{} {} {note}", release.key, release.version)?;
     }
     Ok(())
+}
+
+/// Reads a study from a file and looks up what its steps name.
+async fn study(path: &str, db: &Db) -> anyhow::Result<Release> {
+    let definition =
+        Definition::parse(&std::fs::read_to_string(path)?).map_err(|error| anyhow!(error))?;
+    let mut known = Vec::new();
+    for (key, version) in definition.releases() {
+        match db.release_get(key, version).await {
+            Ok(release) => known.push(release),
+            Err(store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    definition.resolve(&known).map_err(|problems| anyhow!(problems.join("\n  ")))
 }
 
 async fn list(settings: &Settings, as_json: bool, out: &mut impl Write) -> anyhow::Result<()> {

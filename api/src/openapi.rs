@@ -38,6 +38,7 @@ pub use version_3_0::version_3_0;
         (name = "files", description = "Content that goes into solvers and comes out of them."),
         (name = "solvers", description = "What can be run."),
         (name = "jobs", description = "Runs of solvers."),
+        (name = "studies", description = "Solvers made of steps, and their runs."),
         (name = "wallets", description = "What pays for jobs: nothing has a price here."),
         (name = "credits", description = "What wallets hold: there are none."),
     ),

@@ -106,6 +106,15 @@ impl Params {
         parsed.collect()
     }
 
+    /// A parameter that says yes or no.
+    pub fn flag(&self, name: &str) -> Result<Option<bool>> {
+        self.get(name, "must be true or false", |text| match text {
+            "true" | "True" | "1" => Ok(true),
+            "false" | "False" | "0" => Ok(false),
+            _ => Err(()),
+        })
+    }
+
     /// A parameter that must be there.
     pub fn need<T, E>(
         &self,
@@ -309,6 +318,7 @@ mod tests {
             "{}",
             error.msg
         );
+        assert!(parse::<Option<Outer>>(b"").unwrap().is_none());
         assert_eq!(parse::<Outer>(b"").unwrap_err().msg, "`body` is required, got null");
         assert!(parse::<Outer>(b"{").unwrap_err().msg.contains("EOF"));
         let nested = |depth| format!("{{\"x\": {}{}}}", "[".repeat(depth), "]".repeat(depth));

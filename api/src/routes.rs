@@ -4,7 +4,7 @@
 
 use utoipa_actix_web::service_config::ServiceConfig;
 
-use crate::{files, jobs, meta, solvers, users, wallets};
+use crate::{files, jobs, meta, solvers, studies, users, wallets};
 
 /// The API.
 pub fn routes(config: &mut ServiceConfig<'_>) {
@@ -53,6 +53,22 @@ pub fn routes(config: &mut ServiceConfig<'_>) {
         .service(jobs::delete_job_assets)
         .service(jobs::get_job)
         .service(jobs::delete_job)
+        // studies
+        .service(studies::list_studies)
+        .service(studies::clone_study)
+        .service(studies::get_study)
+        .service(studies::list_study_ports)
+        .service(studies::create_study_job)
+        .service(studies::list_study_jobs)
+        .service(studies::start_study_job)
+        .service(studies::inspect_study_job)
+        .service(studies::stop_study_job)
+        .service(studies::get_study_job_outputs)
+        .service(studies::get_study_job_output_logfile)
+        .service(studies::get_study_job_custom_metadata)
+        .service(studies::replace_study_job_custom_metadata)
+        .service(studies::get_study_job)
+        .service(studies::delete_study_job)
         // money
         .service(wallets::get_default_wallet)
         .service(wallets::get_wallet)

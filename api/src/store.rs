@@ -9,6 +9,7 @@ mod json;
 mod lists;
 mod once;
 mod solvers;
+mod studies;
 mod usage;
 mod users;
 

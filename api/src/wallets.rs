@@ -17,7 +17,7 @@ use crate::{
     auth::Caller,
     domain::{
         id::UserId,
-        solver::{Body as Runs, Release},
+        solver::{Body as Runs, Release, Resources},
         usage::{CpuSource, Usage},
         user::User,
     },
@@ -237,13 +237,17 @@ impl From<Usage> for JobUsage {
 
 impl PricingUnit {
     fn new(release: &Release, usage: Option<Usage>) -> Self {
-        let Runs::Container(container) = &release.body;
+        let reserved = match &release.body {
+            Runs::Container(container) => container.resources,
+            // The jobs of its steps reserve what they need, each for itself.
+            Runs::Steps(_) => Resources { nano_cpus: 0, memory_bytes: 0 },
+        };
         Self {
             pricing_unit_id: FREE,
             unit_name: "Free of charge",
             unit_extra_info: UnitExtraInfo {
-                cpu: (container.resources.nano_cpus + 999_999_999) / 1_000_000_000,
-                ram: container.resources.memory_bytes,
+                cpu: (reserved.nano_cpus + 999_999_999) / 1_000_000_000,
+                ram: reserved.memory_bytes,
                 vram: 0,
             },
             current_cost_per_unit: 0.0,

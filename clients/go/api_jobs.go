@@ -672,6 +672,17 @@ func (a *JobsAPIService) DeleteJobExecute(r ApiDeleteJobRequest) (*http.Response
 					newErr.model = v
 			return localVarHTTPResponse, newErr
 		}
+		if localVarHTTPResponse.StatusCode == 409 {
+			var v ErrorGet
+			err = a.client.decode(&v, localVarBody, localVarHTTPResponse.Header.Get("Content-Type"))
+			if err != nil {
+				newErr.error = err.Error()
+				return localVarHTTPResponse, newErr
+			}
+					newErr.error = formatErrorMessage(localVarHTTPResponse.Status, &v)
+					newErr.model = v
+			return localVarHTTPResponse, newErr
+		}
 		if localVarHTTPResponse.StatusCode == 413 {
 			var v ErrorGet
 			err = a.client.decode(&v, localVarBody, localVarHTTPResponse.Header.Get("Content-Type"))
@@ -769,7 +780,7 @@ func (r ApiDeleteJobAssetsRequest) Execute() (*http.Response, error) {
 /*
 DeleteJobAssets Delete a job's assets.
 
-Its output files and its log are gone for good; the job stays, with status and notes. May be repeated.
+Its output files and its log, and those of its steps, are gone for good; the job stays, with status and notes. May be repeated.
 
  @param ctx context.Context - for authentication, logging, cancellation, deadlines, tracing, etc. Passed from http.Request or context.Background().
  @param solverKey Key of the solver; its slashes may be written as `%2F` or as they are.
@@ -979,7 +990,7 @@ type ApiFindJobsRequest struct {
 	ApiService *JobsAPIService
 	solver *string
 	version *string
-	state *[]StateName
+	state *[]RunningState
 	metadata *[]string
 	createdFrom *time.Time
 	createdBefore *time.Time
@@ -1001,7 +1012,7 @@ func (r ApiFindJobsRequest) Version(version string) ApiFindJobsRequest {
 }
 
 // Jobs in one of these states.
-func (r ApiFindJobsRequest) State(state []StateName) ApiFindJobsRequest {
+func (r ApiFindJobsRequest) State(state []RunningState) ApiFindJobsRequest {
 	r.state = &state
 	return r
 }
@@ -1757,7 +1768,7 @@ func (r ApiGetJobEventsRequest) LastEventID(lastEventID string) ApiGetJobEventsR
 	return r
 }
 
-func (r ApiGetJobEventsRequest) Execute() (string, *http.Response, error) {
+func (r ApiGetJobEventsRequest) Execute() (interface{}, *http.Response, error) {
 	return r.ApiService.GetJobEventsExecute(r)
 }
 
@@ -1782,13 +1793,13 @@ func (a *JobsAPIService) GetJobEvents(ctx context.Context, jobId string) ApiGetJ
 }
 
 // Execute executes the request
-//  @return string
-func (a *JobsAPIService) GetJobEventsExecute(r ApiGetJobEventsRequest) (string, *http.Response, error) {
+//  @return interface{}
+func (a *JobsAPIService) GetJobEventsExecute(r ApiGetJobEventsRequest) (interface{}, *http.Response, error) {
 	var (
 		localVarHTTPMethod   = http.MethodGet
 		localVarPostBody     interface{}
 		formFiles            []formFile
-		localVarReturnValue  string
+		localVarReturnValue  interface{}
 	)
 
 	localBasePath, err := a.client.cfg.ServerURLWithContext(r.ctx, "JobsAPIService.GetJobEvents")

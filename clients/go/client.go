@@ -59,6 +59,8 @@ type APIClient struct {
 
 	SolversAPI *SolversAPIService
 
+	StudiesAPI *StudiesAPIService
+
 	UsersAPI *UsersAPIService
 
 	WalletsAPI *WalletsAPIService
@@ -85,6 +87,7 @@ func NewAPIClient(cfg *Configuration) *APIClient {
 	c.JobsAPI = (*JobsAPIService)(&c.common)
 	c.MetaAPI = (*MetaAPIService)(&c.common)
 	c.SolversAPI = (*SolversAPIService)(&c.common)
+	c.StudiesAPI = (*StudiesAPIService)(&c.common)
 	c.UsersAPI = (*UsersAPIService)(&c.common)
 	c.WalletsAPI = (*WalletsAPIService)(&c.common)
 

@@ -34,6 +34,11 @@ impl Dispatcher {
     ) -> Result<()> {
         let ending = match fate {
             Fate::Run => self.execute(&mut claimed, &stop).await?,
+            Fate::Steps => match self.follow_steps(&mut claimed, &stop).await? {
+                Some(ending) => ending,
+                // The service is shutting down: the next one goes on.
+                None => return Ok(()),
+            },
             Fate::Abort => {
                 self.note(&claimed, "[solverd] stopped").await;
                 Ending::Stopped
@@ -129,7 +134,10 @@ impl Dispatcher {
                     Event::Used(usage) => claimed.usage = Some(task::usage(usage)),
                     Event::Started { container } => {
                         let at = now();
-                        match self.persist(|| self.0.db.job_start(claimed, &container, at)).await {
+                        match self
+                            .persist(|| self.0.db.job_start(claimed, Some(&container), at))
+                            .await
+                        {
                             Ok(job) => (claimed.job, raised) = (job, true),
                             Err(error) => result = result.and(Err(error)),
                         }
@@ -149,19 +157,24 @@ impl Dispatcher {
         result
     }
 
-    async fn add_lines(&self, claimed: &Claimed, lines: &str) -> store::Result<()> {
+    pub(super) async fn add_lines(&self, claimed: &Claimed, lines: &str) -> store::Result<()> {
         self.persist(|| self.0.db.job_log_add(claimed, lines)).await
     }
 
     /// A log line of our own.
-    async fn note(&self, claimed: &Claimed, text: &str) {
+    pub(super) async fn note(&self, claimed: &Claimed, text: &str) {
         if let Err(error) = self.add_lines(claimed, &(log_line(text) + "\n")).await {
             tracing::warn!(job = %claimed.job.id, error = chain(&error), "a log line is lost: {text}");
         }
     }
 
     /// A failure that the runner does not know of, told in the job's log as well.
-    async fn failed(&self, claimed: &Claimed, kind: FailureKind, message: String) -> Ending {
+    pub(super) async fn failed(
+        &self,
+        claimed: &Claimed,
+        kind: FailureKind,
+        message: String,
+    ) -> Ending {
         self.note(claimed, &format!("[ERROR] solverd: {message}")).await;
         Ending::Failed(TaskError::new(kind, message))
     }

@@ -19,6 +19,8 @@ pub(super) enum Ending {
     /// With values for all outputs, and the files among them.
     Succeeded(Values, Vec<File>),
     Failed(TaskError),
+    /// Because of a step.
+    StepFailed(JobError),
     /// Somebody stopped it.
     Stopped,
     /// Not at all: nothing had begun when the service was shut down, and the next one takes it from the queue.
@@ -37,6 +39,9 @@ impl Dispatcher {
                 error: job_error(job, error),
                 log: self.0.logs.try_store(job).await,
             },
+            Ending::StepFailed(error) => {
+                Transition::Fail { error, log: self.0.logs.try_store(job).await }
+            }
             Ending::Stopped => Transition::Abort { log: self.0.logs.try_store(job).await },
             Ending::Unbegun => Transition::Requeue,
         };

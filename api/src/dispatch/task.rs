@@ -26,7 +26,9 @@ impl Dispatcher {
     /// The task of a job: a file that was there at creation may have been deleted since.
     pub(super) async fn task(&self, release: &Release, job: &Job) -> store::Result<Prepared> {
         let inputs = self.0.db.job_inputs(job.id).await?;
-        let Body::Container(container) = &release.body;
+        let Body::Container(container) = &release.body else {
+            return Ok(Err("steps do not run in a container of their own".to_owned()));
+        };
         let mut values = serde_json::Map::new();
         let mut files = Vec::new();
         for port in &release.inputs {
@@ -84,7 +86,7 @@ impl Dispatcher {
 }
 
 /// A warning for every value that no port takes.
-fn unknown_ports(release: &Release, inputs: &Values) -> Vec<String> {
+pub(super) fn unknown_ports(release: &Release, inputs: &Values) -> Vec<String> {
     let names: Vec<_> = release.inputs.iter().map(|port| port.key.as_str()).collect();
     let unknown = inputs.keys().filter(|key| !names.contains(&key.as_str()));
     let ports = names.join(", ");

@@ -44,6 +44,10 @@ uuid_id! {
     /// Identifies a job.
     JobId
 }
+uuid_id! {
+    /// Identifies a study.
+    StudyId
+}
 
 /// Identifies a user. A positive integer, because oSPARC's clients demand one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, sqlx::Type)]

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::{
     file::File,
-    id::{JobId, UserId},
+    id::{JobId, StudyId, UserId},
     solver::SolverKey,
     time::Timestamp,
     value::Values,
@@ -133,6 +133,12 @@ pub struct Job {
     pub id: JobId,
     /// Who may see it.
     pub owner: UserId,
+    /// The job of the whole that it is a step of.
+    pub parent_id: Option<JobId>,
+    /// The name of that step.
+    pub step: Option<String>,
+    /// The study that it was created under.
+    pub study_id: Option<StudyId>,
     /// The solver.
     pub solver_key: SolverKey,
     /// The solver's version, as text.
@@ -176,10 +182,10 @@ pub enum Transition {
     Claim(Lease),
     /// A dispatcher went away before the container ran: back into the queue.
     Requeue,
-    /// The container runs.
+    /// The container runs, or the first step of several.
     Start {
-        /// The engine's id.
-        container: String,
+        /// The engine's id; none for steps.
+        container: Option<String>,
     },
     /// It ended well.
     Succeed {
@@ -265,6 +271,9 @@ impl Job {
         Self {
             id: JobId::new(),
             owner,
+            parent_id: None,
+            step: None,
+            study_id: None,
             solver_key,
             solver_version,
             inputs_checksum,
@@ -300,7 +309,7 @@ impl Job {
             Transition::Requeue => self.lease = None,
             Transition::Start { container } => {
                 self.started_at = self.started_at.or(Some(now));
-                self.container = Some(container);
+                self.container = container;
             }
             Transition::Fail { error, log } => {
                 self.error = Some(error);
@@ -367,7 +376,7 @@ mod tests {
             Transition::Publish,
             Transition::Claim(Lease { instance: "i".into() }),
             Transition::Requeue,
-            Transition::Start { container: "c".into() },
+            Transition::Start { container: Some("c".into()) },
             Transition::Succeed { outputs: Values::default(), files: vec![], log: None },
             Transition::Fail { error, log: None },
             Transition::Abort { log: None },

@@ -109,8 +109,8 @@ pub fn release(
         description: cut(&metadata.description, 1000),
         maintainer: metadata.contact,
         version_display: metadata.version_display,
-        inputs: ports("inputs", metadata.inputs)?,
-        outputs: ports("outputs", metadata.outputs)?,
+        inputs: ports("io.simcore.inputs", metadata.inputs)?,
+        outputs: ports("io.simcore.outputs", metadata.outputs)?,
         body: Body::Container(Container {
             image: image.to_owned(),
             image_id: image_id.to_owned(),
@@ -126,7 +126,7 @@ pub fn release(
 }
 
 /// The lengths are those of oSPARC's `Solver` schema, which its clients enforce.
-fn cut(text: &str, characters: usize) -> String {
+pub fn cut(text: &str, characters: usize) -> String {
     text.chars().take(characters).collect()
 }
 
@@ -157,12 +157,13 @@ fn unescape(value: Json) -> Json {
     }
 }
 
-fn ports(direction: &str, declared: Map<String, Json>) -> Result<Vec<Port>, LabelError> {
-    declared.into_iter().map(|(key, value)| port(direction, key, value)).collect()
+/// Reads the ports of one direction; `place` is where they stand.
+pub(super) fn ports(place: &str, declared: Map<String, Json>) -> Result<Vec<Port>, LabelError> {
+    declared.into_iter().map(|(key, value)| port(place, key, value)).collect()
 }
 
-fn port(direction: &str, key: String, value: Json) -> Result<Port, LabelError> {
-    let place = format!("{PREFIX}{direction}` port `{key}");
+fn port(place: &str, key: String, value: Json) -> Result<Port, LabelError> {
+    let place = format!("{place}` port `{key}");
     if !Port::is_valid_key(&key) {
         return Err(wrong(place, format!("the key {}", Port::KEY_RULE)));
     }
@@ -352,7 +353,7 @@ mod tests {
         );
         assert_eq!(release.inputs[1].path.as_deref(), Some("dir/a.txt"));
         assert_eq!(release.inputs[2].content_schema()["items"], json!({"$ref": "#"}));
-        let Body::Container(container) = release.body;
+        let Body::Container(container) = release.body else { panic!("an image is one container") };
         assert_eq!(container.resources, Resources { nano_cpus: 500_000_000, memory_bytes: 100 });
         assert_eq!(container.env, BTreeMap::from([("A".to_owned(), "1".to_owned())]));
         assert_eq!((container.command, container.network), (vec!["run".to_owned()], false));

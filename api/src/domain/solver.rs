@@ -6,6 +6,8 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
+use super::steps::Steps;
+
 #[expect(clippy::unwrap_used, reason = "a literal, compiled by every test")]
 static KEY: LazyLock<Regex> = LazyLock::new(|| Regex::new(SolverKey::PATTERN).unwrap());
 
@@ -139,6 +141,8 @@ pub struct Release {
 pub enum Body {
     /// One container.
     Container(Container),
+    /// Other releases, one feeding the next.
+    Steps(Steps),
 }
 
 /// An image and how to start it.
@@ -229,6 +233,58 @@ pub enum PortType {
     File(String),
 }
 
+impl PortType {
+    /// Whether what a port of this type gives can be what another takes. What a schema says beyond its type is left to the value.
+    pub fn feeds(&self, to: &Self) -> bool {
+        match (self, to) {
+            (Self::File(from), Self::File(to)) => mime_types_meet(from, to),
+            (Self::File(_), _) | (_, Self::File(_)) => false,
+            (from, to) => match (from.json_type(), to.json_type()) {
+                (Some(from), Some(to)) => from == to || (from == "integer" && to == "number"),
+                _ => true,
+            },
+        }
+    }
+
+    /// JSON Schema's name of the type, where there is one.
+    fn json_type(&self) -> Option<&str> {
+        match self {
+            Self::Number => Some("number"),
+            Self::Integer => Some("integer"),
+            Self::Boolean => Some("boolean"),
+            Self::String | Self::File(_) => Some("string"),
+            Self::Schema(schema) => schema.get("type")?.as_str(),
+        }
+    }
+}
+
+impl fmt::Display for PortType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(mime) => write!(f, "a file of type {mime}"),
+            Self::Schema(_) => match self.json_type() {
+                Some(name) => write!(f, "{name} by a schema"),
+                None => f.write_str("a value by a schema"),
+            },
+            Self::Number | Self::Integer | Self::Boolean | Self::String => {
+                f.write_str(self.json_type().unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// Whether a file can be of both types. A type is `text/plain`, with `*` for any, or a list, `[text/csv,text/plain]`.
+fn mime_types_meet(a: &str, b: &str) -> bool {
+    let each = |list: &str| -> Vec<(String, String)> {
+        let types = list.trim_matches(['[', ']']).split(',');
+        let halves = types.map(|mime| mime.trim().split_once('/').unwrap_or((mime, "*")));
+        halves.map(|(kind, form)| (kind.to_lowercase(), form.to_lowercase())).collect()
+    };
+    let meet = |a: &str, b: &str| a == b || a == "*" || b == "*";
+    let (a, b) = (each(a), each(b));
+    a.iter().any(|a| b.iter().any(|b| meet(&a.0, &b.0) && meet(&a.1, &b.1)))
+}
+
 impl Port {
     /// The rule for keys; oSPARC's clients enforce it on every port they are shown.
     pub const KEY_RULE: &str =
@@ -246,16 +302,12 @@ impl Port {
 
     /// The JSON Schema that clients are shown, and that plain values are checked against.
     pub fn content_schema(&self) -> Json {
-        let name = match &self.kind {
-            PortType::Schema(schema) => return schema.clone(),
-            PortType::Number => "number",
-            PortType::Integer => "integer",
-            PortType::Boolean => "boolean",
-            PortType::String | PortType::File(_) => "string",
-        };
+        if let PortType::Schema(schema) = &self.kind {
+            return schema.clone();
+        }
         let mut schema = Map::new();
         schema.insert("title".into(), json!(self.label));
-        schema.insert("type".into(), json!(name));
+        schema.insert("type".into(), json!(self.kind.json_type()));
         schema.insert("description".into(), json!(self.description));
         if let Some(unit) = &self.unit {
             schema.insert("x_unit".into(), json!(unit));
@@ -299,5 +351,31 @@ mod tests {
             ["2.9.1-rc.1", "2.9.1", "2.10.0"]
         );
         assert!(Version::parse("latest").is_err());
+    }
+
+    #[test]
+    fn a_port_feeds_those_that_can_take_what_it_gives() {
+        let file = |mime: &str| PortType::File(mime.into());
+        let schema = |schema: Json| PortType::Schema(schema);
+        for (from, to, expected) in [
+            (file("text/plain"), file("text/plain"), true),
+            (file("text/plain"), file("*/*"), true),
+            (file("*/*"), file("text/plain"), true),
+            (file("text/csv"), file("text/*"), true),
+            (file("text/csv"), file("[text/plain,Text/CSV]"), true),
+            (file("text/csv"), file("text/plain"), false),
+            (file("image/png"), file("text/*"), false),
+            (file("text/plain"), PortType::String, false),
+            (PortType::String, file("*/*"), false),
+            (PortType::Integer, PortType::Number, true),
+            (PortType::Number, PortType::Integer, false),
+            (PortType::Boolean, PortType::Boolean, true),
+            (PortType::Boolean, PortType::String, false),
+            (PortType::Integer, schema(json!({"type": "number"})), true),
+            (schema(json!({"type": "array"})), schema(json!({"type": "number"})), false),
+            (schema(json!({"minimum": 3})), PortType::Integer, true),
+        ] {
+            assert_eq!(from.feeds(&to), expected, "{from} to {to}");
+        }
     }
 }

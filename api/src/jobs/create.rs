@@ -11,6 +11,7 @@ use super::once::{IdempotencyKey, made};
 use crate::{
     auth::Caller,
     domain::{
+        id::StudyId,
         job::Job,
         solver::{Release, SolverKey, Version},
         time::now,
@@ -43,16 +44,17 @@ impl Rules {
     }
 }
 
-/// Creates a job for the caller.
-pub(super) async fn create(
+/// Creates a job for the caller, of a release or, by its release, of a study.
+pub(crate) async fn create(
     path: &ReleasePath,
+    study_id: Option<StudyId>,
     values: Values,
     key: IdempotencyKey,
     caller: &Caller,
     db: &Db,
     rules: &Rules,
 ) -> Result<Job> {
-    let once = key.of_job(path, &values);
+    let once = key.of_job(path, study_id, &values);
     // Before all checks: a repetition succeeds even if an input file is gone by now.
     if let Some(once) = &once
         && let Some(job) = made(once, caller, db).await?
@@ -102,7 +104,8 @@ pub(super) async fn create(
         }
     }
     let (key, version) = (release.key.clone(), release.version.to_string());
-    let job = Job::new(caller.id(), key, version, inputs_checksum(&values), now());
+    let job =
+        Job { study_id, ..Job::new(caller.id(), key, version, inputs_checksum(&values), now()) };
     let Some(once) = &once else {
         db.job_add(&job, &values).await?;
         return Ok(job);

@@ -7,7 +7,7 @@ use utoipa::IntoParams;
 
 use crate::{
     auth::Caller,
-    domain::{job::Job, time::now, value::Values},
+    domain::{id::StudyId, job::Job, time::now, value::Values},
     error::{ApiError, ErrorCode, FieldError, Result},
     request::from_request,
     solvers::ReleasePath,
@@ -47,8 +47,18 @@ impl IdempotencyKey {
     }
 
     /// The key together with what is asked for. The order of the values is none of its business: some languages shuffle it.
-    pub(super) fn of_job(self, path: &ReleasePath, values: &Values) -> Option<Once> {
-        let mut asked = json!([path.solver_key.as_str(), path.version.to_string(), values]);
+    pub(super) fn of_job(
+        self,
+        path: &ReleasePath,
+        study_id: Option<StudyId>,
+        values: &Values,
+    ) -> Option<Once> {
+        let (solver, version) = (path.solver_key.as_str(), path.version.to_string());
+        let mut asked = match study_id {
+            None => json!([solver, version, values]),
+            // The job of one study is not that of another, though both run the same.
+            Some(study) => json!([solver, version, values, study]),
+        };
         asked.sort_all_objects();
         let fingerprint = Sha256::digest(asked.to_string()).to_vec();
         self.key.map(|key| Once { key, fingerprint })

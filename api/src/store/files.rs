@@ -23,9 +23,10 @@ impl Db {
 
     /// A file, or the upload that is to become one.
     pub async fn file_or_upload(&self, id: FileId, owner: UserId) -> Result<File> {
-        // Outputs go with their job the moment it is deleted, though their rows are cleared away later.
-        const SQL: &str = "SELECT * FROM files WHERE id = $1 AND owner = $2 \
-                           AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.id = files.job_id AND deleted_at IS NOT NULL)";
+        // A deleted job's files go with it, although they are cleared away later.
+        const SQL: &str = "SELECT * FROM files WHERE id = $1 AND owner = $2 AND NOT EXISTS ( \
+                             SELECT 1 FROM jobs AS maker LEFT JOIN jobs AS whole ON whole.id = maker.parent_id \
+                             WHERE maker.id = files.job_id AND (maker.deleted_at IS NOT NULL OR whole.deleted_at IS NOT NULL))";
         let file =
             on!(self, |pool| sqlx::query_as(SQL).bind(id).bind(owner).fetch_optional(pool).await)
                 .doing("reading a file")?;

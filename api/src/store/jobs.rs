@@ -1,4 +1,4 @@
-//! Jobs, their history and their logs. `jobs.state` is written by one function here, [`Db::step`], and by nothing else.
+//! Jobs, their history and their logs. `jobs.state` is written by one function here, [`Tx::transit`], and by nothing else.
 //!
 //! Owners publish, stop and delete. Only a dispatcher gets a [`Claimed`], and only with it can a job start to run and end. Ending gives
 //! the lease up, so no job ends twice.
@@ -6,7 +6,7 @@
 use super::{Changed, Db, Doing, Error, Result, Tx, not_found, on, within};
 use crate::domain::{
     file::File,
-    id::{FileId, JobId, UserId},
+    id::{FileId, JobId, StudyId, UserId},
     job::{IllegalTransition, Job, JobState, Lease, Transition},
     time::Timestamp,
     usage::Usage,
@@ -53,7 +53,7 @@ pub struct JobStep {
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT id, owner, solver_key, solver_version, inputs_checksum, state, progress, created_at, submitted_at, started_at, \
+            "SELECT id, owner, parent_id, step, study_id, solver_key, solver_version, inputs_checksum, state, progress, created_at, submitted_at, started_at, \
              stopped_at, stop_requested_at, deleted_at, assets_deleted_at, lease, container, error, log_key FROM jobs ",
             $rest
         )
@@ -78,6 +78,31 @@ impl Db {
             on!(self, |pool| sqlx::query_as(SQL).bind(id).bind(owner).fetch_optional(pool).await)
                 .doing("reading a job")?;
         job.map_or_else(|| not_found("job", &id), Ok)
+    }
+
+    /// A page of an owner's jobs of one study, newest first, and the number of all.
+    pub async fn study_jobs_page(
+        &self,
+        study: StudyId,
+        owner: UserId,
+        limit: i64,
+        offset: i64,
+    ) -> Result<(Vec<Job>, i64)> {
+        const PAGE: &str = select!(
+            "WHERE owner = $1 AND study_id = $2 AND deleted_at IS NULL ORDER BY created_at DESC, id DESC LIMIT $3 OFFSET $4"
+        );
+        const COUNT: &str =
+            "SELECT count(*) FROM jobs WHERE owner = $1 AND study_id = $2 AND deleted_at IS NULL";
+        on!(self, |pool| {
+            match sqlx::query_scalar(COUNT).bind(owner).bind(study).fetch_one(pool).await {
+                Ok(total) => {
+                    let page = sqlx::query_as(PAGE).bind(owner).bind(study).bind(limit);
+                    page.bind(offset).fetch_all(pool).await.map(|jobs| (jobs, total))
+                }
+                Err(error) => Err(error),
+            }
+        })
+        .doing("listing a study's jobs")
     }
 
     /// Puts a job into the queue. Says whether this call did it: a job that was started before stays as it is.
@@ -105,11 +130,17 @@ impl Db {
         self.job_get(id, owner).await
     }
 
-    /// Hides a job from its owner for good and stops it; the dispatcher clears it away once it has ended.
+    /// Hides a job from its owner for good and stops it; the dispatcher clears it away once it has ended, with the jobs of its steps. One
+    /// of those alone cannot go: the step would run again.
     pub async fn job_request_delete(&self, id: JobId, owner: UserId, now: Timestamp) -> Result<()> {
         const SQL: &str = "UPDATE jobs SET deleted_at = $3, stop_requested_at = COALESCE(stop_requested_at, $3) \
                            WHERE id = $1 AND owner = $2 AND deleted_at IS NULL";
         let job = self.job_get(id, owner).await?;
+        if let Some(whole) = job.parent_id {
+            return Err(Error::Conflict(format!(
+                "job `{id}` is a step of job `{whole}`: delete that one"
+            )));
+        }
         let mut tx = self.begin().await?;
         let deleted = within!(tx, |connection| sqlx::query(SQL)
             .bind(id)
@@ -126,17 +157,25 @@ impl Db {
         tx.commit().await
     }
 
-    /// Removes log and outputs of an ended job, and says which files there were, so that their content can go too. Doing it again
-    /// changes nothing.
+    /// Removes log and outputs of an ended job and of the jobs of its steps. Says which jobs these are and which files there were, so
+    /// that their content can go too. Doing it again changes nothing.
     pub async fn job_delete_assets(
         &self,
         id: JobId,
         owner: UserId,
         now: Timestamp,
-    ) -> Result<Vec<FileId>> {
+    ) -> Result<(Vec<JobId>, Vec<FileId>)> {
+        const FAMILY: &str = "WITH RECURSIVE family (id) AS ( \
+                                SELECT id FROM jobs WHERE id = $1 \
+                                UNION ALL SELECT step.id FROM jobs AS step JOIN family ON step.parent_id = family.id \
+                              ) SELECT id FROM family";
         const JOB: &str = "UPDATE jobs SET assets_deleted_at = COALESCE(assets_deleted_at, $2), outputs = NULL, log_key = NULL WHERE id = $1";
         const LOG: &str = "DELETE FROM job_logs WHERE job_id = $1";
-        self.job_get(id, owner).await?;
+        if let Some(whole) = self.job_get(id, owner).await?.parent_id {
+            return Err(Error::Conflict(format!(
+                "job `{id}` is a step of job `{whole}`: delete the assets of that one"
+            )));
+        }
         let mut tx = self.begin().await?;
         let job = tx.job_locked(id).await?;
         if !job.state.is_final() {
@@ -145,19 +184,29 @@ impl Db {
                 job.state
             )));
         }
-        within!(tx, |connection| sqlx::query(JOB)
+        let jobs: Vec<JobId> = within!(tx, |connection| sqlx::query_scalar(FAMILY)
             .bind(id)
-            .bind(now)
-            .execute(connection)
-            .await
-            .map(drop))
-        .doing("deleting a job's outputs")?;
-        within!(tx, |connection| sqlx::query(LOG).bind(id).execute(connection).await.map(drop))
-            .doing("deleting a job's log")?;
-        let files = tx.job_files_remove(id).await?;
+            .fetch_all(connection)
+            .await)
+        .doing("reading a job's steps")?;
+        let mut files = Vec::new();
+        for id in &jobs {
+            within!(tx, |connection| sqlx::query(JOB)
+                .bind(id)
+                .bind(now)
+                .execute(connection)
+                .await
+                .map(drop))
+            .doing("deleting a job's outputs")?;
+            within!(tx, |connection| sqlx::query(LOG).bind(id).execute(connection).await.map(drop))
+                .doing("deleting a job's log")?;
+            files.extend(tx.job_files_remove(*id).await?);
+        }
         tx.commit().await?;
-        self.changes.notify(id);
-        Ok(files)
+        for id in &jobs {
+            self.changes.notify(*id);
+        }
+        Ok((jobs, files))
     }
 
     /// The values a job was created with.
@@ -296,14 +345,14 @@ impl Db {
         }
     }
 
-    /// The container of a claimed job runs.
+    /// The container of a claimed job runs, or the first of its steps.
     pub async fn job_start(
         &self,
         claimed: &Claimed,
-        container: &str,
+        container: Option<&str>,
         now: Timestamp,
     ) -> Result<Job> {
-        let start = Transition::Start { container: container.to_owned() };
+        let start = Transition::Start { container: container.map(str::to_owned) };
         self.step(claimed.job.id, Some(claimed), start, now).await
     }
 
@@ -320,7 +369,7 @@ impl Db {
             .await
             .map(drop))
         .doing("writing a job's progress")?;
-        self.changes.notify(id);
+        self.notify(&claimed.job);
         Ok(())
     }
 
@@ -353,10 +402,50 @@ impl Db {
         self.step(claimed.job.id, Some(claimed), ending, now).await
     }
 
-    /// Deleted jobs that do not run any more.
+    /// Puts the job of a step into the queue, on behalf of the job of the whole. Says whether this call did it: never for a step that has
+    /// a job, nor once the whole is to be stopped.
+    pub async fn job_spawn(
+        &self,
+        whole: &Claimed,
+        mut job: Job,
+        inputs: &Values,
+        now: Timestamp,
+    ) -> Result<bool> {
+        const SQL: &str = "SELECT count(*) FROM jobs WHERE parent_id = $1 AND step = $2";
+        let mut tx = self.begin().await?;
+        let parent = tx.job_locked(whole.job.id).await?;
+        if parent.lease.as_ref() != Some(&whole.instance) {
+            return Err(Error::Illegal(IllegalTransition { from: parent.state, step: "spawn" }));
+        }
+        let known: i64 = within!(tx, |connection| sqlx::query_scalar(SQL)
+            .bind(parent.id)
+            .bind(&job.step)
+            .fetch_one(connection)
+            .await)
+        .doing("looking for a step's job")?;
+        if known > 0 || parent.stop_requested_at.is_some() {
+            return Ok(false);
+        }
+        job.parent_id = Some(parent.id);
+        tx.job_add(&job, inputs).await?;
+        tx.transit(&mut job, Transition::Publish, now).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    /// The jobs of a job's steps, in the order they were created.
+    pub async fn job_children(&self, id: JobId) -> Result<Vec<Job>> {
+        const SQL: &str = select!("WHERE parent_id = $1 ORDER BY created_at, id");
+        on!(self, |pool| sqlx::query_as(SQL).bind(id).fetch_all(pool).await)
+            .doing("reading a job's steps")
+    }
+
+    /// Deleted jobs that do not run any more; those of steps before that of the whole.
     pub async fn jobs_to_remove(&self, limit: i64) -> Result<Vec<JobId>> {
-        const SQL: &str = "SELECT id FROM jobs WHERE deleted_at IS NOT NULL \
-                           AND state IN ('NOT_STARTED', 'SUCCESS', 'FAILED', 'ABORTED') LIMIT $1";
+        const SQL: &str = "WITH RECURSIVE gone (id) AS ( \
+                             SELECT id FROM jobs WHERE deleted_at IS NOT NULL AND state IN ('NOT_STARTED', 'SUCCESS', 'FAILED', 'ABORTED') \
+                             UNION ALL SELECT step.id FROM jobs AS step JOIN gone ON step.parent_id = gone.id \
+                           ) SELECT id FROM gone WHERE NOT EXISTS (SELECT 1 FROM jobs AS step WHERE step.parent_id = gone.id) LIMIT $1";
         on!(self, |pool| sqlx::query_scalar(SQL).bind(limit).fetch_all(pool).await)
             .doing("reading the deleted jobs")
     }
@@ -392,8 +481,7 @@ impl Db {
         } else {
             None
         };
-        job.apply(transition, now)?;
-        tx.job_update(&job).await?;
+        tx.transit(&mut job, transition, now).await?;
         if let Some((outputs, files)) = results {
             tx.results_add(&job, &outputs, &files).await?;
         }
@@ -402,18 +490,28 @@ impl Db {
         {
             tx.usage_add(&job, usage, now).await?;
         }
-        tx.event_add(&job, name, now).await?;
         tx.commit().await?;
-        self.changes.notify(id);
+        self.notify(&job);
         Ok(job)
+    }
+
+    /// What changes a step changes the whole.
+    fn notify(&self, job: &Job) {
+        self.changes.notify(job.id);
+        if let Some(whole) = job.parent_id {
+            self.changes.notify(whole);
+        }
     }
 }
 
 impl Tx {
     pub(super) async fn job_add(&mut self, job: &Job, inputs: &Values) -> Result<()> {
-        const SQL: &str = "INSERT INTO jobs (id, owner, solver_key, solver_version, inputs, inputs_checksum, metadata, state, progress, created_at) \
-                           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
-        self.job_listed(job).await?;
+        const SQL: &str = "INSERT INTO jobs (id, owner, solver_key, solver_version, inputs, inputs_checksum, metadata, state, progress, \
+                           created_at, parent_id, step, study_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+        // A step is in no list.
+        if job.parent_id.is_none() {
+            self.job_listed(job).await?;
+        }
         within!(*self, |connection| {
             let query = sqlx::query(SQL)
                 .bind(job.id)
@@ -425,10 +523,24 @@ impl Tx {
                 .bind(&job.inputs_checksum)
                 .bind(Values::default())
                 .bind(job.state);
-            query.bind(job.progress).bind(job.created_at).execute(connection).await.map(drop)
+            let query = query.bind(job.progress).bind(job.created_at).bind(job.parent_id);
+            query.bind(&job.step).bind(job.study_id).execute(connection).await.map(drop)
         })
         .doing("adding a job")?;
         self.event_add(job, "create", job.created_at).await
+    }
+
+    /// Apply, one update, one row of history.
+    async fn transit(
+        &mut self,
+        job: &mut Job,
+        transition: Transition,
+        now: Timestamp,
+    ) -> Result<()> {
+        let name = transition.name();
+        job.apply(transition, now)?;
+        self.job_update(job).await?;
+        self.event_add(job, name, now).await
     }
 
     async fn job_locked(&mut self, id: JobId) -> Result<Job> {

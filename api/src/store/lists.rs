@@ -58,7 +58,8 @@ fn counted_list(filter: &JobFilter) -> Option<String> {
 macro_rules! narrow {
     ($query:ident, $owner:expr, $filter:expr) => {{
         let filter: &JobFilter = $filter;
-        $query.push("WHERE owner = ").push_bind($owner).push(" AND deleted_at IS NULL");
+        $query.push("WHERE owner = ").push_bind($owner);
+        $query.push(" AND deleted_at IS NULL AND parent_id IS NULL");
         match filter.releases.as_deref() {
             None => {}
             Some([(key, version)]) => {
@@ -252,7 +253,7 @@ impl Db {
 impl Tx {
     /// Counts a job into its owner's lists, before it is stored.
     pub(super) async fn job_listed(&mut self, job: &Job) -> Result<()> {
-        const NEWEST: &str = "SELECT created_at FROM jobs WHERE owner = $1 AND deleted_at IS NULL \
+        const NEWEST: &str = "SELECT created_at FROM jobs WHERE owner = $1 AND deleted_at IS NULL AND parent_id IS NULL \
                               ORDER BY created_at DESC, id DESC LIMIT 1";
         // The rare conflict: all jobs of a run are gone, and here is another of the moment in which it began.
         const BEGIN: &str = "INSERT INTO job_counts (owner, list, level, since, jobs) VALUES ($1, $2, $3, $4, 1) \

@@ -1,8 +1,9 @@
 //! The registry of published releases.
 
-use super::{Db, Doing, Error, Result, is_duplicate, not_found, on};
+use super::{Db, Doing, Error, Result, is_duplicate, not_found, on, within};
 use crate::domain::{
-    solver::{Release, SolverKey, Version},
+    solver::{Body, Release, SolverKey, Version},
+    study::Study,
     time::Timestamp,
 };
 
@@ -11,14 +12,23 @@ impl Db {
     /// releases are immutable. Says whether it is new.
     pub async fn release_publish(&self, release: &Release, now: Timestamp) -> Result<bool> {
         const SQL: &str = "INSERT INTO releases (solver_key, solver_version, definition, published_at) VALUES ($1, $2, $3, $4)";
-        let inserted = on!(self, |pool| {
+        let mut tx = self.begin().await?;
+        let inserted = within!(tx, |connection| {
             let query =
                 sqlx::query(SQL).bind(&release.key).bind(release.version.to_string()).bind(release);
-            query.bind(now).execute(pool).await.map(drop)
+            query.bind(now).execute(connection).await.map(drop)
         });
         match inserted {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                if matches!(release.body, Body::Steps(_)) {
+                    tx.study_publish(&Study::published(release, now)).await?;
+                }
+                tx.commit().await?;
+                Ok(true)
+            }
             Err(error) if is_duplicate(&error) => {
+                // SQLite would keep others waiting for it.
+                drop(tx);
                 if self.release_get(&release.key, &release.version).await? == *release {
                     return Ok(false);
                 }

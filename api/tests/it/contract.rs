@@ -17,7 +17,7 @@ use crate::openapi::{document, operations};
 const UPSTREAM: &str = include_str!("upstream.json");
 
 /// Differences that are meant: operation, what differs, and why. `*` stands for any operation, or for any beginning or end of what differs.
-const INTENDED: [(&str, &str, &str); 14] = [
+const INTENDED: [(&str, &str, &str); 17] = [
     ("*", "402", "nothing costs anything here"),
     ("*", "504", "there is no gateway with slow servers behind it, only the object store: 502"),
     (START, "406", "no release grows obsolete"),
@@ -37,10 +37,15 @@ const INTENDED: [(&str, &str, &str); 14] = [
     ("POST /v0/files/content", "body application/json *", ONE_FILE),
     ("*", "body application/json .client_file*", ONE_FILE),
     ("*", "path wallet_id", "the older of the two documents leaves the bound out"),
+    (STUDY_START, "406", "no release grows obsolete"),
+    (STUDY_JOB, "200", "upstream has not built it yet"),
+    (STUDY_JOB, "501", "it is built here"),
     ("*", "403", "what belongs to others does not exist: 404"),
     ("*", "200 application/json .status", "a wallet is always active"),
     ("*", "200 application/json .classification", "a plan never is a licence"),
 ];
+const STUDY_START: &str = "POST /v0/studies/{study_id}/jobs/{job_id}:start";
+const STUDY_JOB: &str = "GET /v0/studies/{study_id}/jobs/{job_id}";
 const ONE_FILE: &str = "one type takes what UserFile and UserFileToProgramJob say: of the union clients would make a third type around both";
 const START: &str = "POST /v0/solvers/{solver_key}/releases/{version}/jobs/{job_id}:start";
 const STREAM: &str = "GET /v0/solvers/{solver_key}/releases/{version}/jobs/{job_id}/logstream";

@@ -21,6 +21,7 @@ use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::{
     openapi::{document, operations},
+    studies,
     support::{
         Answer, Api, SLEEPER, TestApp, answer, sha256, sleeper, sleeper_with, text, wait_until,
     },
@@ -363,12 +364,14 @@ fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::Request
                 request.json(&json!({"client_file": file, "uploaded_parts": {"parts": []}}))
             }
             "abort_multipart_upload" => request.json(&json!({"client_file": file})),
-            "create_solver_job" => request.json(&json!({"values": {}})),
-            "update_my_profile" => request.json(&json!({})),
+            "create_solver_job" | "create_study_job" => request.json(&json!({"values": {}})),
+            "replace_job_custom_metadata" | "replace_study_job_custom_metadata" => {
+                request.json(&json!({"metadata": {}}))
+            }
+            "clone_study" | "update_my_profile" => request.json(&json!({})),
             "checkout_licensed_item" => {
                 request.json(&json!({"number_of_seats": 1, "service_run_id": "run"}))
             }
-            "replace_job_custom_metadata" => request.json(&json!({"metadata": {}})),
             "inspect_jobs" => request.json(&json!({"job_ids": [job_id]})),
             id => {
                 let required = &operation.definition["requestBody"]["required"];
@@ -385,7 +388,8 @@ fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::Request
 async fn nothing_is_open_to_strangers() {
     let app = TestApp::start().await;
     let id = JobId::new().to_string();
-    let names = ["job_id", "file_id", "wallet_id", "licensed_item_id"].map(|name| (name, &*id));
+    let names =
+        ["job_id", "file_id", "wallet_id", "licensed_item_id", "study_id"].map(|name| (name, &*id));
     let good = [&[("solver_key", SLEEPER), ("version", "2.1.6")], &names[..]].concat();
     let bad: Vec<_> = good.iter().map(|(name, _)| (*name, "nonsense")).collect();
     let wrong = Credentials { key: "ada-key".to_owned(), secret: "guessed".to_owned() };
@@ -435,6 +439,9 @@ async fn what_belongs_to_others_is_not_there() {
     let job_id = job.rsplit('/').next().unwrap();
     let file = app.upload("a.txt", b"1").await.json();
     let file_id = text(&file, "/id");
+    let study =
+        studies::publish(&app, sleeper().await, &studies::example("sleeper_test_study")).await;
+    let clone = app.post(&format!("{study}:clone")).await.json();
     let bob = app.add_user("bob@example.org").await;
     let wallet_id = app.get("/v0/wallets/default").await.json()["walletId"].to_string();
     let values = [
@@ -442,6 +449,7 @@ async fn what_belongs_to_others_is_not_there() {
         ("version", "2.1.6"),
         ("job_id", job_id),
         ("file_id", file_id),
+        ("study_id", text(&clone, "/uid")),
         ("wallet_id", &wallet_id),
         ("licensed_item_id", job_id),
     ];
@@ -450,7 +458,7 @@ async fn what_belongs_to_others_is_not_there() {
         let answer = answer(request).await;
         let owned = operations().iter().any(|known| {
             known.id() == operation
-                && (["{job_id}", "{file_id}", "{wallet_id}"]
+                && (["{job_id}", "{file_id}", "{wallet_id}", "{study_id}"]
                     .iter()
                     .any(|id| known.path.contains(id))
                     || ["inspect_jobs", "batch_get_jobs_custom_metadata"].contains(&known.id()))
@@ -462,7 +470,7 @@ async fn what_belongs_to_others_is_not_there() {
             assert!(answer.status.is_success(), "{operation}: {answer}");
         }
     }
-    assert_eq!(refused, 24, "operations on what is owned");
+    assert_eq!(refused, 38, "operations on what is owned");
     for list in ["/v0/jobs", "/v0/solvers/-/releases/-/jobs"] {
         let listed = bob.get(list).await;
         assert!(listed.status == 200 && !listed.text().contains(job_id), "{listed}");

@@ -7,6 +7,7 @@ mod http;
 mod limits;
 mod openapi;
 mod store;
+mod studies;
 mod support;
 mod validation;
 mod waiting;

@@ -13,6 +13,7 @@ use solverd::{
         id::{FileId, JobId, UserId},
         job::{Job, JobError, JobState, Lease, Transition},
         solver::{Body, Container, Port, PortType, Release, Resources, SolverKey, Version},
+        steps::Steps,
         time::{Timestamp, now},
         usage::{CpuSource, TotalUsage, Usage},
         user::{Change, Credentials, Language, Name, ProfileUpdate, User, secret_hash},
@@ -154,6 +155,11 @@ on_both! {
     metadata_are_replaced,
     a_key_makes_one_job_however_many_race,
     a_key_is_forgotten_after_a_day,
+    a_step_has_one_job,
+    steps_are_removed_before_the_whole,
+    one_of_16_spawns_of_a_step_wins,
+    a_study_is_seen_by_those_who_may,
+    a_newer_version_takes_the_studys_place,
 }
 
 const KEY: &str = "simcore/services/comp/test/solver";
@@ -283,7 +289,7 @@ async fn claimed(db: &Db, owner: UserId, instance: &str) -> Claimed {
 
 async fn started(db: &Db, owner: UserId, instance: &str) -> Claimed {
     let mut claimed = claimed(db, owner, instance).await;
-    claimed.job = db.job_start(&claimed, "container", now()).await.unwrap();
+    claimed.job = db.job_start(&claimed, Some("container"), now()).await.unwrap();
     claimed
 }
 
@@ -544,7 +550,7 @@ async fn json_survives_verbatim(db: Db) {
     assert_eq!(db.job_outputs(job.id).await.unwrap(), None);
 
     let claimed = claimed_job(&db, owner, job.id).await;
-    db.job_start(&claimed, "container", now()).await.unwrap();
+    db.job_start(&claimed, Some("container"), now()).await.unwrap();
     let files = vec![File { job_id: Some(job.id), ..upload(owner, "output") }];
     let ending = Transition::Succeed { outputs: inputs.clone(), files: files.clone(), log: None };
     let ended = db.job_finish(&claimed, ending, now()).await.unwrap();
@@ -585,7 +591,7 @@ async fn a_job_lives_from_creation_to_success(db: Db) {
     assert_eq!(claimed.job, expected);
     assert!(db.job_claim(id, &lease("two"), at[5]).await.unwrap().is_none());
 
-    claimed.job = db.job_start(&claimed, "container", at[3]).await.unwrap();
+    claimed.job = db.job_start(&claimed, Some("container"), at[3]).await.unwrap();
     expected.state = JobState::Started;
     expected.started_at = Some(at[3]);
     expected.container = Some("container".to_owned());
@@ -623,8 +629,8 @@ async fn every_step_out_of_order_is_refused(db: Db) {
 
     let mut early = claimed(&db, owner, "one").await;
     assert_illegal(db.job_finish(&early, succeed(), now()).await);
-    early.job = db.job_start(&early, "container", now()).await.unwrap();
-    assert_illegal(db.job_start(&early, "another", now()).await);
+    early.job = db.job_start(&early, Some("container"), now()).await.unwrap();
+    assert_illegal(db.job_start(&early, Some("another"), now()).await);
     assert_illegal(db.job_finish(&early, Transition::Requeue, now()).await);
     db.job_finish(&early, succeed(), now()).await.unwrap();
     assert_illegal(db.job_finish(&early, Transition::Abort { log: None }, now()).await);
@@ -741,7 +747,7 @@ async fn only_the_holder_of_the_lease_ends_a_job(db: Db) {
     thief.job = mine.job.clone();
     assert_illegal(db.job_finish(&thief, succeed(), now()).await);
     assert_illegal(db.job_finish(&thief, Transition::Abort { log: None }, now()).await);
-    assert_illegal(db.job_start(&thief, "theirs", now()).await);
+    assert_illegal(db.job_start(&thief, Some("theirs"), now()).await);
     db.job_progress(&thief, 90).await.unwrap();
     assert_eq!(db.job_get(mine.job.id, owner).await.unwrap(), mine.job);
 
@@ -762,7 +768,7 @@ async fn a_requeued_job_runs_elsewhere(db: Db) {
 
     let mut second = db.job_claim(id, &lease("two"), now()).await.unwrap().unwrap();
     assert_illegal(db.job_finish(&first, Transition::Abort { log: None }, now()).await);
-    second.job = db.job_start(&second, "container", now()).await.unwrap();
+    second.job = db.job_start(&second, Some("container"), now()).await.unwrap();
     db.job_finish(&second, succeed(), now()).await.unwrap();
     let names: Vec<_> =
         db.job_history(id).await.unwrap().into_iter().map(|(name, _)| name).collect();
@@ -1100,8 +1106,9 @@ async fn assets_are_deleted_after_the_end(db: Db) {
     let ended = db.job_finish(&running, ending, now()).await.unwrap();
 
     let at = now();
-    assert_eq!(db.job_delete_assets(id, owner, at).await.unwrap(), [output.id]);
-    assert_eq!(db.job_delete_assets(id, owner, after(at, 9)).await.unwrap(), [], "again");
+    assert_eq!(db.job_delete_assets(id, owner, at).await.unwrap(), (vec![id], vec![output.id]));
+    let again = db.job_delete_assets(id, owner, after(at, 9)).await.unwrap();
+    assert_eq!(again, (vec![id], vec![]), "again");
     let left = Job { assets_deleted_at: Some(at), log_key: None, ..ended };
     assert_eq!(db.job_get(id, owner).await.unwrap(), left);
     assert_eq!(db.job_outputs(id).await.unwrap(), None);
@@ -1211,6 +1218,133 @@ async fn what_is_stored_outlives_its_process() {
 /// Table, column, type, whether it may be null.
 type Column = (String, String, String, bool);
 
+fn step(owner: UserId, name: &str) -> Job {
+    Job { step: Some(name.to_owned()), ..new_job(owner, now()) }
+}
+
+async fn spawn(db: &Db, whole: &Claimed, name: &str) -> bool {
+    let inputs = values(r#"{"length": 4}"#);
+    db.job_spawn(whole, step(whole.job.owner, name), &inputs, now()).await.unwrap()
+}
+
+async fn a_step_has_one_job(db: Db) {
+    let owner = ready(&db).await;
+    let whole = claimed(&db, owner, "i").await;
+    let mut changes = db.job_changes(whole.job.id);
+    assert!(spawn(&db, &whole, "one").await);
+    assert!(!spawn(&db, &whole, "one").await);
+    let children = db.job_children(whole.job.id).await.unwrap();
+    let [child] = &children[..] else { panic!("{children:#?}") };
+    assert_eq!((child.parent_id, child.step.as_deref()), (Some(whole.job.id), Some("one")));
+    assert_eq!((child.state, child.submitted_at.is_some()), (JobState::Published, true));
+    assert_eq!(db.job_inputs(child.id).await.unwrap(), values(r#"{"length": 4}"#));
+    let history = db.job_history(child.id).await.unwrap();
+    assert_eq!(
+        history.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+        ["create", "publish"]
+    );
+    assert_eq!(db.jobs_queued(9).await.unwrap(), children);
+
+    // It is in no list, and what changes it changes the whole.
+    for filter in [JobFilter::default(), of_release("1.0.0")] {
+        let (page, total) = db.jobs_list(owner, &filter, newest(9, 0)).await.unwrap();
+        assert_eq!((page.len(), page[0].id, total), (1, whole.job.id, 1));
+    }
+    db.job_claim(child.id, &lease("j"), now()).await.unwrap().unwrap();
+    changes.wait().await;
+
+    // Nobody starts a step of what is to be stopped, or of what he does not hold.
+    let mut thief = claimed(&db, owner, "j").await;
+    thief.job = whole.job.clone();
+    assert_illegal(db.job_spawn(&thief, step(owner, "two"), &Values::default(), now()).await);
+    db.job_request_stop(whole.job.id, owner, now()).await.unwrap();
+    assert!(!spawn(&db, &whole, "two").await);
+}
+
+async fn one_of_16_spawns_of_a_step_wins(db: Db) {
+    let owner = ready(&db).await;
+    let whole = claimed(&db, owner, "i").await.job;
+    let mut racers = JoinSet::new();
+    for _ in 0..16 {
+        let db = db.clone();
+        racers.spawn(async move {
+            let mut held = db.jobs_leased(&lease("i")).await.unwrap();
+            spawn(&db, &held.remove(0), "one").await
+        });
+    }
+    let won = racers.join_all().await.into_iter().filter(|won| *won).count();
+    assert_eq!((won, db.job_children(whole.id).await.unwrap().len()), (1, 1));
+}
+
+async fn steps_are_removed_before_the_whole(db: Db) {
+    let owner = ready(&db).await;
+    let whole = claimed(&db, owner, "i").await;
+    assert!(spawn(&db, &whole, "one").await);
+    let child = db.job_children(whole.job.id).await.unwrap().remove(0);
+    assert_conflict(db.job_request_delete(child.id, owner, now()).await);
+    let held = db.job_claim(child.id, &lease("i"), now()).await.unwrap().unwrap();
+    assert!(spawn(&db, &held, "inner").await);
+    let inner = db.job_children(child.id).await.unwrap().remove(0);
+    let held_inner = db.job_claim(inner.id, &lease("i"), now()).await.unwrap().unwrap();
+    db.job_request_delete(whole.job.id, owner, now()).await.unwrap();
+    for held in [&held_inner, &held, &whole] {
+        assert_eq!(db.jobs_to_remove(9).await.unwrap(), []);
+        db.job_finish(held, Transition::Abort { log: None }, now()).await.unwrap();
+    }
+    for id in [inner.id, child.id, whole.job.id] {
+        assert_eq!(db.jobs_to_remove(9).await.unwrap(), [id]);
+        db.job_remove(id).await.unwrap();
+    }
+    assert_eq!(db.jobs_to_remove(9).await.unwrap(), []);
+}
+
+fn steps(text: &str) -> Release {
+    let body = Body::Steps(Steps { steps: vec![], outputs: [].into() });
+    let key = SolverKey::parse("simcore/services/comp/test/study").unwrap();
+    Release { key, body, ..release(text) }
+}
+
+async fn a_study_is_seen_by_those_who_may(db: Db) {
+    let (ada, bob) = (ready(&db).await, user(&db, "bob@example.org").await.id);
+    assert_eq!(db.studies_page(ada, 9, 0).await.unwrap(), (vec![], 0));
+    let release = steps("1.0.0");
+    for new in [true, false] {
+        assert_eq!(db.release_publish(&release, now()).await.unwrap(), new);
+    }
+    let study = db.studies_page(bob, 9, 0).await.unwrap().0.remove(0);
+    assert_eq!((&study.title, &study.solver_key), (&release.title, &release.key));
+    assert_eq!(db.study_get(study.id, ada).await.unwrap(), study);
+
+    let clone = study.clone().cloned(ada, false, now());
+    let hidden = study.clone().cloned(ada, true, now());
+    for added in [&clone, &hidden] {
+        db.study_add(added).await.unwrap();
+        assert_eq!(db.study_get(added.id, ada).await.unwrap(), *added);
+        assert_not_found(db.study_get(added.id, bob).await);
+    }
+    assert_eq!(db.studies_page(ada, 1, 0).await.unwrap(), (vec![clone.clone()], 2));
+    assert_eq!(db.studies_page(ada, 1, 1).await.unwrap(), (vec![study.clone()], 2));
+    assert_eq!(db.studies_page(bob, 9, 0).await.unwrap().1, 1);
+
+    let job = Job { study_id: Some(clone.id), ..new_job(ada, now()) };
+    add(&db, &job).await;
+    assert_eq!(db.job_get(job.id, ada).await.unwrap(), job);
+    assert_eq!(db.study_jobs_page(clone.id, ada, 9, 0).await.unwrap(), (vec![job], 1));
+    assert_eq!(db.study_jobs_page(study.id, ada, 9, 0).await.unwrap(), (vec![], 0));
+    assert_eq!(db.study_jobs_page(clone.id, bob, 9, 0).await.unwrap(), (vec![], 0));
+}
+
+async fn a_newer_version_takes_the_studys_place(db: Db) {
+    let ada = user(&db, "ada@example.org").await.id;
+    for (published, offered) in [("1.9.0", "1.9.0"), ("1.10.0", "1.10.0"), ("1.2.0", "1.10.0")] {
+        let release = Release { title: published.to_owned(), ..steps(published) };
+        db.release_publish(&release, now()).await.unwrap();
+        let (studies, total) = db.studies_page(ada, 9, 0).await.unwrap();
+        assert_eq!((studies[0].solver_version.as_str(), total), (offered, 1));
+        assert_eq!(studies[0].title, offered);
+    }
+}
+
 /// Both schemas have the same tables, columns, foreign keys and indexes.
 #[tokio::test]
 async fn both_schemas_are_the_same() {
@@ -1242,7 +1376,7 @@ async fn both_schemas_are_the_same() {
             (lite, pg),
             ("TEXT", "text" | "timestamp with time zone")
                 | ("BLOB", "uuid" | "bytea")
-                | ("INTEGER", "integer" | "bigint")
+                | ("INTEGER", "integer" | "bigint" | "boolean")
         )
     };
     assert!(columns_of_lite.len() > 40, "only {} columns", columns_of_lite.len());

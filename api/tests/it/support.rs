@@ -387,8 +387,9 @@ pub(crate) async fn sleeper() -> Release {
 pub(crate) async fn sleeper_with(version: &str, resources: Resources) -> Release {
     let mut release = sleeper().await;
     release.version = Version::parse(version).unwrap();
-    let Body::Container(container) = &mut release.body;
-    container.resources = resources;
+    if let Body::Container(container) = &mut release.body {
+        container.resources = resources;
+    }
     release
 }
 

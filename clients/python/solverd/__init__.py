@@ -23,6 +23,7 @@ __all__ = [
     "JobsApi",
     "MetaApi",
     "SolversApi",
+    "StudiesApi",
     "UsersApi",
     "WalletsApi",
     "ApiResponse",
@@ -52,6 +53,7 @@ __all__ = [
     "JobIds",
     "JobInputs",
     "JobLog",
+    "JobLogsMap",
     "JobMetadata",
     "JobMetadataUpdate",
     "JobOutputs",
@@ -69,14 +71,17 @@ __all__ = [
     "LicensedResourceType",
     "Links",
     "LocInner",
+    "LogLink",
     "Meta",
     "MetaValueType",
     "OnePageSolverPort",
+    "OnePageStudyPort",
     "PageFileRef",
     "PageJob",
     "PageJobWithStatus",
     "PageLicensedItemGet",
     "PageSolver",
+    "PageStudy",
     "PortKind",
     "PricingPlanClassification",
     "PricingUnitGetLegacy",
@@ -86,7 +91,9 @@ __all__ = [
     "ServicePricingPlanGetLegacy",
     "Solver",
     "SolverPort",
-    "StateName",
+    "Study",
+    "StudyClone",
+    "StudyPort",
     "SupportedLocale",
     "UnitExtraInfoTier",
     "UploadLinks",
@@ -104,6 +111,7 @@ from solverd.api.files_api import FilesApi as FilesApi
 from solverd.api.jobs_api import JobsApi as JobsApi
 from solverd.api.meta_api import MetaApi as MetaApi
 from solverd.api.solvers_api import SolversApi as SolversApi
+from solverd.api.studies_api import StudiesApi as StudiesApi
 from solverd.api.users_api import UsersApi as UsersApi
 from solverd.api.wallets_api import WalletsApi as WalletsApi
 
@@ -137,6 +145,7 @@ from solverd.models.job_encryption_inputs import JobEncryptionInputs as JobEncry
 from solverd.models.job_ids import JobIds as JobIds
 from solverd.models.job_inputs import JobInputs as JobInputs
 from solverd.models.job_log import JobLog as JobLog
+from solverd.models.job_logs_map import JobLogsMap as JobLogsMap
 from solverd.models.job_metadata import JobMetadata as JobMetadata
 from solverd.models.job_metadata_update import JobMetadataUpdate as JobMetadataUpdate
 from solverd.models.job_outputs import JobOutputs as JobOutputs
@@ -154,14 +163,17 @@ from solverd.models.licensed_resource_source_protection import LicensedResourceS
 from solverd.models.licensed_resource_type import LicensedResourceType as LicensedResourceType
 from solverd.models.links import Links as Links
 from solverd.models.loc_inner import LocInner as LocInner
+from solverd.models.log_link import LogLink as LogLink
 from solverd.models.meta import Meta as Meta
 from solverd.models.meta_value_type import MetaValueType as MetaValueType
 from solverd.models.one_page_solver_port import OnePageSolverPort as OnePageSolverPort
+from solverd.models.one_page_study_port import OnePageStudyPort as OnePageStudyPort
 from solverd.models.page_file_ref import PageFileRef as PageFileRef
 from solverd.models.page_job import PageJob as PageJob
 from solverd.models.page_job_with_status import PageJobWithStatus as PageJobWithStatus
 from solverd.models.page_licensed_item_get import PageLicensedItemGet as PageLicensedItemGet
 from solverd.models.page_solver import PageSolver as PageSolver
+from solverd.models.page_study import PageStudy as PageStudy
 from solverd.models.port_kind import PortKind as PortKind
 from solverd.models.pricing_plan_classification import PricingPlanClassification as PricingPlanClassification
 from solverd.models.pricing_unit_get_legacy import PricingUnitGetLegacy as PricingUnitGetLegacy
@@ -171,7 +183,9 @@ from solverd.models.running_state import RunningState as RunningState
 from solverd.models.service_pricing_plan_get_legacy import ServicePricingPlanGetLegacy as ServicePricingPlanGetLegacy
 from solverd.models.solver import Solver as Solver
 from solverd.models.solver_port import SolverPort as SolverPort
-from solverd.models.state_name import StateName as StateName
+from solverd.models.study import Study as Study
+from solverd.models.study_clone import StudyClone as StudyClone
+from solverd.models.study_port import StudyPort as StudyPort
 from solverd.models.supported_locale import SupportedLocale as SupportedLocale
 from solverd.models.unit_extra_info_tier import UnitExtraInfoTier as UnitExtraInfoTier
 from solverd.models.upload_links import UploadLinks as UploadLinks

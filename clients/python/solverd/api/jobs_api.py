@@ -17,7 +17,7 @@ from typing_extensions import Annotated
 
 from datetime import datetime
 from pydantic import Field, StrictBool, StrictBytes, StrictStr, field_validator
-from typing import List, Optional, Tuple, Union
+from typing import Any, List, Optional, Tuple, Union
 from typing_extensions import Annotated
 from uuid import UUID
 from solverd.models.batch_get_job_metadata_response import BatchGetJobMetadataResponse
@@ -33,7 +33,7 @@ from solverd.models.job_statuses import JobStatuses
 from solverd.models.page_job import PageJob
 from solverd.models.page_job_with_status import PageJobWithStatus
 from solverd.models.pricing_unit_get_legacy import PricingUnitGetLegacy
-from solverd.models.state_name import StateName
+from solverd.models.running_state import RunningState
 from solverd.models.wallet_get_with_available_credits_legacy import WalletGetWithAvailableCreditsLegacy
 
 from solverd.api_client import ApiClient, RequestSerialized
@@ -813,6 +813,7 @@ class JobsApi:
             '401': "ErrorGet",
             '404': "ErrorGet",
             '408': "ErrorGet",
+            '409': "ErrorGet",
             '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
@@ -898,6 +899,7 @@ class JobsApi:
             '401': "ErrorGet",
             '404': "ErrorGet",
             '408': "ErrorGet",
+            '409': "ErrorGet",
             '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
@@ -983,6 +985,7 @@ class JobsApi:
             '401': "ErrorGet",
             '404': "ErrorGet",
             '408': "ErrorGet",
+            '409': "ErrorGet",
             '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
@@ -1089,7 +1092,7 @@ class JobsApi:
     ) -> None:
         """Delete a job's assets.
 
-        Its output files and its log are gone for good; the job stays, with status and notes. May be repeated.
+        Its output files and its log, and those of its steps, are gone for good; the job stays, with status and notes. May be repeated.
 
         :param solver_key: Key of the solver; its slashes may be written as `%2F` or as they are. (required)
         :type solver_key: str
@@ -1175,7 +1178,7 @@ class JobsApi:
     ) -> ApiResponse[None]:
         """Delete a job's assets.
 
-        Its output files and its log are gone for good; the job stays, with status and notes. May be repeated.
+        Its output files and its log, and those of its steps, are gone for good; the job stays, with status and notes. May be repeated.
 
         :param solver_key: Key of the solver; its slashes may be written as `%2F` or as they are. (required)
         :type solver_key: str
@@ -1261,7 +1264,7 @@ class JobsApi:
     ) -> RESTResponseType:
         """Delete a job's assets.
 
-        Its output files and its log are gone for good; the job stays, with status and notes. May be repeated.
+        Its output files and its log, and those of its steps, are gone for good; the job stays, with status and notes. May be repeated.
 
         :param solver_key: Key of the solver; its slashes may be written as `%2F` or as they are. (required)
         :type solver_key: str
@@ -1397,7 +1400,7 @@ class JobsApi:
         self,
         solver: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of solvers whose key matches; `*` is any text, `?` any character.")] = None,
         version: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of releases whose version matches, likewise.")] = None,
-        state: Annotated[Optional[List[StateName]], Field(description="Jobs in one of these states.")] = None,
+        state: Annotated[Optional[List[RunningState]], Field(description="Jobs in one of these states.")] = None,
         metadata: Annotated[Optional[List[StrictStr]], Field(description="Jobs with all of these notes, each `name=pattern`, likewise.")] = None,
         created_from: Annotated[Optional[datetime], Field(description="Jobs created then or later.")] = None,
         created_before: Annotated[Optional[datetime], Field(description="Jobs created before.")] = None,
@@ -1426,7 +1429,7 @@ class JobsApi:
         :param version: Jobs of releases whose version matches, likewise.
         :type version: str
         :param state: Jobs in one of these states.
-        :type state: List[StateName]
+        :type state: List[RunningState]
         :param metadata: Jobs with all of these notes, each `name=pattern`, likewise.
         :type metadata: List[str]
         :param created_from: Jobs created then or later.
@@ -1506,7 +1509,7 @@ class JobsApi:
         self,
         solver: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of solvers whose key matches; `*` is any text, `?` any character.")] = None,
         version: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of releases whose version matches, likewise.")] = None,
-        state: Annotated[Optional[List[StateName]], Field(description="Jobs in one of these states.")] = None,
+        state: Annotated[Optional[List[RunningState]], Field(description="Jobs in one of these states.")] = None,
         metadata: Annotated[Optional[List[StrictStr]], Field(description="Jobs with all of these notes, each `name=pattern`, likewise.")] = None,
         created_from: Annotated[Optional[datetime], Field(description="Jobs created then or later.")] = None,
         created_before: Annotated[Optional[datetime], Field(description="Jobs created before.")] = None,
@@ -1535,7 +1538,7 @@ class JobsApi:
         :param version: Jobs of releases whose version matches, likewise.
         :type version: str
         :param state: Jobs in one of these states.
-        :type state: List[StateName]
+        :type state: List[RunningState]
         :param metadata: Jobs with all of these notes, each `name=pattern`, likewise.
         :type metadata: List[str]
         :param created_from: Jobs created then or later.
@@ -1615,7 +1618,7 @@ class JobsApi:
         self,
         solver: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of solvers whose key matches; `*` is any text, `?` any character.")] = None,
         version: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of releases whose version matches, likewise.")] = None,
-        state: Annotated[Optional[List[StateName]], Field(description="Jobs in one of these states.")] = None,
+        state: Annotated[Optional[List[RunningState]], Field(description="Jobs in one of these states.")] = None,
         metadata: Annotated[Optional[List[StrictStr]], Field(description="Jobs with all of these notes, each `name=pattern`, likewise.")] = None,
         created_from: Annotated[Optional[datetime], Field(description="Jobs created then or later.")] = None,
         created_before: Annotated[Optional[datetime], Field(description="Jobs created before.")] = None,
@@ -1644,7 +1647,7 @@ class JobsApi:
         :param version: Jobs of releases whose version matches, likewise.
         :type version: str
         :param state: Jobs in one of these states.
-        :type state: List[StateName]
+        :type state: List[RunningState]
         :param metadata: Jobs with all of these notes, each `name=pattern`, likewise.
         :type metadata: List[str]
         :param created_from: Jobs created then or later.
@@ -2512,7 +2515,7 @@ class JobsApi:
         _content_type: Optional[StrictStr] = None,
         _headers: Optional[Dict[StrictStr, Any]] = None,
         _host_index: Annotated[StrictInt, Field(ge=0, le=0)] = 0,
-    ) -> str:
+    ) -> object:
         """Follow a job.
 
         Server-sent events, from the job's creation to its end: `state` (`{\"job_id\", \"state\", \"at\", \"errors\"}`), `progress` (`{\"job_id\", \"progress\"}`) and `log` (a line, as in the log stream). The last one is the `state` in which the job has ended. Each event has an id: with it in `Last-Event-ID` the stream goes on right behind that event, also after the service was restarted. Comments keep the connection alive.
@@ -2553,7 +2556,7 @@ class JobsApi:
         )
 
         _response_types_map: Dict[str, Optional[str]] = {
-            '200': "str",
+            '200': "object",
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
@@ -2594,7 +2597,7 @@ class JobsApi:
         _content_type: Optional[StrictStr] = None,
         _headers: Optional[Dict[StrictStr, Any]] = None,
         _host_index: Annotated[StrictInt, Field(ge=0, le=0)] = 0,
-    ) -> ApiResponse[str]:
+    ) -> ApiResponse[object]:
         """Follow a job.
 
         Server-sent events, from the job's creation to its end: `state` (`{\"job_id\", \"state\", \"at\", \"errors\"}`), `progress` (`{\"job_id\", \"progress\"}`) and `log` (a line, as in the log stream). The last one is the `state` in which the job has ended. Each event has an id: with it in `Last-Event-ID` the stream goes on right behind that event, also after the service was restarted. Comments keep the connection alive.
@@ -2635,7 +2638,7 @@ class JobsApi:
         )
 
         _response_types_map: Dict[str, Optional[str]] = {
-            '200': "str",
+            '200': "object",
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
@@ -2717,7 +2720,7 @@ class JobsApi:
         )
 
         _response_types_map: Dict[str, Optional[str]] = {
-            '200': "str",
+            '200': "object",
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",

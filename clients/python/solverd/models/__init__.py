@@ -31,6 +31,7 @@ from solverd.models.job_encryption_inputs import JobEncryptionInputs
 from solverd.models.job_ids import JobIds
 from solverd.models.job_inputs import JobInputs
 from solverd.models.job_log import JobLog
+from solverd.models.job_logs_map import JobLogsMap
 from solverd.models.job_metadata import JobMetadata
 from solverd.models.job_metadata_update import JobMetadataUpdate
 from solverd.models.job_outputs import JobOutputs
@@ -48,14 +49,17 @@ from solverd.models.licensed_resource_source_protection import LicensedResourceS
 from solverd.models.licensed_resource_type import LicensedResourceType
 from solverd.models.links import Links
 from solverd.models.loc_inner import LocInner
+from solverd.models.log_link import LogLink
 from solverd.models.meta import Meta
 from solverd.models.meta_value_type import MetaValueType
 from solverd.models.one_page_solver_port import OnePageSolverPort
+from solverd.models.one_page_study_port import OnePageStudyPort
 from solverd.models.page_file_ref import PageFileRef
 from solverd.models.page_job import PageJob
 from solverd.models.page_job_with_status import PageJobWithStatus
 from solverd.models.page_licensed_item_get import PageLicensedItemGet
 from solverd.models.page_solver import PageSolver
+from solverd.models.page_study import PageStudy
 from solverd.models.port_kind import PortKind
 from solverd.models.pricing_plan_classification import PricingPlanClassification
 from solverd.models.pricing_unit_get_legacy import PricingUnitGetLegacy
@@ -65,7 +69,9 @@ from solverd.models.running_state import RunningState
 from solverd.models.service_pricing_plan_get_legacy import ServicePricingPlanGetLegacy
 from solverd.models.solver import Solver
 from solverd.models.solver_port import SolverPort
-from solverd.models.state_name import StateName
+from solverd.models.study import Study
+from solverd.models.study_clone import StudyClone
+from solverd.models.study_port import StudyPort
 from solverd.models.supported_locale import SupportedLocale
 from solverd.models.unit_extra_info_tier import UnitExtraInfoTier
 from solverd.models.upload_links import UploadLinks

@@ -84,10 +84,10 @@ import {
     PricingUnitGetLegacyToJSON,
 } from '../models/PricingUnitGetLegacy.js';
 import {
-    type StateName,
-    StateNameFromJSON,
-    StateNameToJSON,
-} from '../models/StateName.js';
+    type RunningState,
+    RunningStateFromJSON,
+    RunningStateToJSON,
+} from '../models/RunningState.js';
 import {
     type WalletGetWithAvailableCreditsLegacy,
     WalletGetWithAvailableCreditsLegacyFromJSON,
@@ -175,7 +175,7 @@ export interface FindJobsRequest {
     /**
      * Jobs in one of these states.
      */
-    state?: Array<StateName>;
+    state?: Array<RunningState>;
     /**
      * Jobs with all of these notes, each `name=pattern`, likewise.
      */
@@ -714,7 +714,7 @@ export class JobsApi extends runtime.BaseAPI {
     }
 
     /**
-     * Its output files and its log are gone for good; the job stays, with status and notes. May be repeated.
+     * Its output files and its log, and those of its steps, are gone for good; the job stays, with status and notes. May be repeated.
      * Delete a job\'s assets.
      */
     async deleteJobAssetsRaw(requestParameters: DeleteJobAssetsRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<runtime.ApiResponse<void>> {
@@ -725,7 +725,7 @@ export class JobsApi extends runtime.BaseAPI {
     }
 
     /**
-     * Its output files and its log are gone for good; the job stays, with status and notes. May be repeated.
+     * Its output files and its log, and those of its steps, are gone for good; the job stays, with status and notes. May be repeated.
      * Delete a job\'s assets.
      */
     async deleteJobAssets(requestParameters: DeleteJobAssetsRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<void> {
@@ -982,12 +982,12 @@ export class JobsApi extends runtime.BaseAPI {
      * Server-sent events, from the job\'s creation to its end: `state` (`{\"job_id\", \"state\", \"at\", \"errors\"}`), `progress` (`{\"job_id\", \"progress\"}`) and `log` (a line, as in the log stream). The last one is the `state` in which the job has ended. Each event has an id: with it in `Last-Event-ID` the stream goes on right behind that event, also after the service was restarted. Comments keep the connection alive.
      * Follow a job.
      */
-    async getJobEventsRaw(requestParameters: GetJobEventsRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<runtime.ApiResponse<string>> {
+    async getJobEventsRaw(requestParameters: GetJobEventsRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<runtime.ApiResponse<any>> {
         const requestOptions = await this.getJobEventsRequestOpts(requestParameters);
         const response = await this.request(requestOptions, initOverrides);
 
         if (this.isJsonMime(response.headers.get('content-type'))) {
-            return new runtime.JSONApiResponse<string>(response);
+            return new runtime.JSONApiResponse<any>(response);
         } else {
             return new runtime.TextApiResponse(response) as any;
         }
@@ -997,7 +997,7 @@ export class JobsApi extends runtime.BaseAPI {
      * Server-sent events, from the job\'s creation to its end: `state` (`{\"job_id\", \"state\", \"at\", \"errors\"}`), `progress` (`{\"job_id\", \"progress\"}`) and `log` (a line, as in the log stream). The last one is the `state` in which the job has ended. Each event has an id: with it in `Last-Event-ID` the stream goes on right behind that event, also after the service was restarted. Comments keep the connection alive.
      * Follow a job.
      */
-    async getJobEvents(requestParameters: GetJobEventsRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<string | null | undefined > {
+    async getJobEvents(requestParameters: GetJobEventsRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<any | null | undefined > {
         const response = await this.getJobEventsRaw(requestParameters, initOverrides);
         switch (response.raw.status) {
             case 200:
