@@ -303,7 +303,8 @@ fn support_id() -> String {
 /// Every path of the API with its methods, as patterns: what the default route looks into.
 static PATHS: LazyLock<Vec<(Regex, Vec<Method>)>> = LazyLock::new(|| {
     let pattern = |path: &str| {
-        let escaped = regex::escape(path).replace(r"\{solver_key\}", ".+");
+        // `-` stands for all solvers, and is spelt out.
+        let escaped = regex::escape(path).replace(r"\{solver_key\}", "[^-].*");
         #[expect(clippy::unwrap_used, reason = "a literal, compiled by every test")]
         let parameter = Regex::new(r"\\\{\w+\\\}").unwrap();
         Regex::new(&format!("^{}$", parameter.replace_all(&escaped, "[^/:]+"))).ok()

@@ -425,7 +425,7 @@ impl PartialSchema for MetaValueType {
     (status = 409, description = "The job that this key made was deleted.", body = crate::error::ErrorBody),
     Errors
 ))]
-#[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs")]
+#[post("/v0/solvers/{solver_key:[^-].*}/releases/{version}/jobs")]
 #[expect(clippy::too_many_arguments, reason = "each is one thing that the handler touches")]
 pub async fn create_solver_job(
     path: ReleasePath,

@@ -8,7 +8,7 @@ use utoipa::{
     Modify, OpenApi,
     openapi::{
         RefOr, Schema,
-        path::Parameter,
+        path::{Parameter, ParameterIn},
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     },
 };
@@ -82,9 +82,9 @@ pub fn document() -> utoipa::openapi::OpenApi {
 
 /// Names that mean the same in every path have the same pattern, too. It stands where names are parsed; the derive takes only literals.
 fn name_pattern(parameter: &mut Parameter) {
-    let pattern = match parameter.name.as_str() {
-        "solver_key" => SolverKey::PATTERN,
-        "version" => Version::PATTERN,
+    let pattern = match (&parameter.parameter_in, parameter.name.as_str()) {
+        (ParameterIn::Path, "solver_key") => SolverKey::PATTERN,
+        (ParameterIn::Path, "version") => Version::PATTERN,
         _ => return,
     };
     if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema {

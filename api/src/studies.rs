@@ -215,14 +215,14 @@ pub async fn clone_study(
 
 /// Get a study.
 #[utoipa::path(tag = "studies", params(StudyPath), responses((status = 200, description = "The study.", body = Study), Errors))]
-#[get("/v0/studies/{study_id}")]
+#[get("/v0/studies/{study_id:[^/:]+}")]
 pub async fn get_study(path: StudyPath, caller: Caller, db: Data<Db>) -> Result<Json<Study>> {
     Ok(Json(path.load(&caller, &db).await?.into()))
 }
 
 /// List the ports of a study.
 #[utoipa::path(tag = "studies", params(StudyPath), responses((status = 200, description = "Inputs, then outputs.", body = StudyPorts), Errors))]
-#[get("/v0/studies/{study_id}/ports")]
+#[get("/v0/studies/{study_id:[^/:]+}/ports")]
 pub async fn list_study_ports(
     path: StudyPath,
     caller: Caller,
@@ -262,7 +262,7 @@ fn release_of(study: &DomainStudy) -> Result<ReleasePath> {
     (status = 409, description = "The job that this key made was deleted.", body = crate::error::ErrorBody),
     Errors
 ))]
-#[post("/v0/studies/{study_id}/jobs")]
+#[post("/v0/studies/{study_id:[^/:]+}/jobs")]
 #[expect(clippy::too_many_arguments, reason = "each is one thing that the handler touches")]
 pub async fn create_study_job(
     path: StudyPath,
@@ -283,7 +283,7 @@ pub async fn create_study_job(
 
 /// List the jobs of a study.
 #[utoipa::path(tag = "studies", params(StudyPath, Paging), responses((status = 200, description = "A page of your jobs, newest first.", body = JobPage), Errors))]
-#[get("/v0/studies/{study_id}/jobs")]
+#[get("/v0/studies/{study_id:[^/:]+}/jobs")]
 pub async fn list_study_jobs(
     path: StudyPath,
     paging: Paging,
@@ -306,7 +306,7 @@ pub async fn list_study_jobs(
     (status = 409, description = "Its assets were deleted.", body = crate::error::ErrorBody),
     Errors
 ))]
-#[post("/v0/studies/{study_id}/jobs/{job_id:[^/:]+}:start")]
+#[post("/v0/studies/{study_id:[^/:]+}/jobs/{job_id:[^/:]+}:start")]
 pub async fn start_study_job(
     path: StudyJobPath,
     _query: StartQuery,
@@ -321,7 +321,7 @@ pub async fn start_study_job(
 ///
 /// Its state, progress and errors are made of those of its steps.
 #[utoipa::path(tag = "studies", params(StudyJobPath), responses((status = 200, description = "How it is getting on.", body = JobStatus), Errors))]
-#[post("/v0/studies/{study_id}/jobs/{job_id:[^/:]+}:inspect")]
+#[post("/v0/studies/{study_id:[^/:]+}/jobs/{job_id:[^/:]+}:inspect")]
 pub async fn inspect_study_job(
     path: StudyJobPath,
     caller: Caller,
@@ -334,7 +334,7 @@ pub async fn inspect_study_job(
 ///
 /// Stops its steps; it ends as ABORTED when they have.
 #[utoipa::path(tag = "studies", params(StudyJobPath), responses((status = 200, description = "How it is getting on.", body = JobStatus), Errors))]
-#[post("/v0/studies/{study_id}/jobs/{job_id:[^/:]+}:stop")]
+#[post("/v0/studies/{study_id:[^/:]+}/jobs/{job_id:[^/:]+}:stop")]
 pub async fn stop_study_job(
     path: StudyJobPath,
     caller: Caller,
@@ -350,7 +350,7 @@ pub async fn stop_study_job(
     (status = 409, description = "The job has not succeeded, or its assets were deleted.", body = crate::error::ErrorBody),
     Errors
 ))]
-#[post("/v0/studies/{study_id}/jobs/{job_id:[^/:]+}/outputs")]
+#[post("/v0/studies/{study_id:[^/:]+}/jobs/{job_id:[^/:]+}/outputs")]
 pub async fn get_study_job_outputs(
     path: StudyJobPath,
     caller: Caller,
@@ -363,7 +363,7 @@ pub async fn get_study_job_outputs(
 ///
 /// There are none before its first step has ended.
 #[utoipa::path(tag = "studies", params(StudyJobPath), responses((status = 200, description = "Links that need no credentials.", body = JobLogsMap), Errors))]
-#[get("/v0/studies/{study_id}/jobs/{job_id:[^/:]+}/outputs/log-links")]
+#[get("/v0/studies/{study_id:[^/:]+}/jobs/{job_id:[^/:]+}/outputs/log-links")]
 pub async fn get_study_job_output_logfile(
     path: StudyJobPath,
     caller: Caller,
@@ -387,7 +387,7 @@ pub async fn get_study_job_output_logfile(
 
 /// Get your notes on a study's job.
 #[utoipa::path(tag = "studies", params(StudyJobPath), responses((status = 200, description = "Your notes.", body = JobMetadata), Errors))]
-#[get("/v0/studies/{study_id}/jobs/{job_id:[^/:]+}/metadata")]
+#[get("/v0/studies/{study_id:[^/:]+}/jobs/{job_id:[^/:]+}/metadata")]
 pub async fn get_study_job_custom_metadata(
     path: StudyJobPath,
     caller: Caller,
@@ -399,7 +399,7 @@ pub async fn get_study_job_custom_metadata(
 
 /// Replace your notes on a study's job.
 #[utoipa::path(tag = "studies", params(StudyJobPath), request_body = JobMetadataUpdate, responses((status = 200, description = "Your notes.", body = JobMetadata), Errors))]
-#[put("/v0/studies/{study_id}/jobs/{job_id:[^/:]+}/metadata")]
+#[put("/v0/studies/{study_id:[^/:]+}/jobs/{job_id:[^/:]+}/metadata")]
 pub async fn replace_study_job_custom_metadata(
     path: StudyJobPath,
     body: Body<JobMetadataUpdate>,
@@ -413,7 +413,7 @@ pub async fn replace_study_job_custom_metadata(
 
 /// Get a study's job.
 #[utoipa::path(tag = "studies", params(StudyJobPath), responses((status = 200, description = "The job.", body = Job), Errors))]
-#[get("/v0/studies/{study_id}/jobs/{job_id:[^/:]+}")]
+#[get("/v0/studies/{study_id:[^/:]+}/jobs/{job_id:[^/:]+}")]
 pub async fn get_study_job(
     path: StudyJobPath,
     caller: Caller,
@@ -430,7 +430,7 @@ pub async fn get_study_job(
     (status = 204, description = "Deleted."),
     Errors
 ))]
-#[delete("/v0/studies/{study_id}/jobs/{job_id:[^/:]+}")]
+#[delete("/v0/studies/{study_id:[^/:]+}/jobs/{job_id:[^/:]+}")]
 pub async fn delete_study_job(
     path: StudyJobPath,
     caller: Caller,
