@@ -318,7 +318,6 @@ mod tests {
             "{}",
             error.msg
         );
-        assert!(parse::<Option<Outer>>(b"").unwrap().is_none());
         assert_eq!(parse::<Outer>(b"").unwrap_err().msg, "`body` is required, got null");
         assert!(parse::<Outer>(b"{").unwrap_err().msg.contains("EOF"));
         let nested = |depth| format!("{{\"x\": {}{}}}", "[".repeat(depth), "]".repeat(depth));
