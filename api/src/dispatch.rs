@@ -276,10 +276,14 @@ impl Dispatcher {
             if at_work.contains(&id) {
                 continue;
             }
-            let release = self.release(&claimed.job).await;
-            if release.is_ok_and(|release| matches!(release.body, Body::Steps(_))) {
-                self.launch(claimed, NOTHING, Fate::Steps);
-                continue;
+            match self.release(&claimed.job).await {
+                Ok(Release { body: Body::Steps(_), .. }) => {
+                    self.launch(claimed, NOTHING, Fate::Steps);
+                    continue;
+                }
+                // Not to be taken for a container that is gone.
+                Err(error) if error.is_transient() => return Err(error.into()),
+                Ok(Release { body: Body::Container(_), .. }) | Err(_) => {}
             }
             let containers = inner.engine.list(&format!("{JOB_LABEL}={id}")).await?;
             let begun = claimed.job.started_at.is_some()
