@@ -36,6 +36,11 @@ finish() {
         fi
         wait "$pid" 2>/dev/null || true
     fi
+    # Jobs outlive their service; this one will not come back.
+    local left
+    left=$([ ! -s "$data/data/instance" ] || docker ps --all --quiet --filter "label=solverd.instance=$(<"$data/data/instance")" 2>/dev/null) || true
+    # shellcheck disable=SC2086 # several ids
+    [ -z "$left" ] || docker rm --force --volumes $left >/dev/null 2>&1 || true
     [ "$code" -eq 0 ] || { echo "-- the end of the service's log ($log) --" && tail -n 40 "$log"; } >&2
     rm -rf "$data"
     exit "$code"

@@ -13,13 +13,14 @@ mod task;
 
 use std::{
     collections::{HashMap, HashSet},
+    io,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use solverd_runner::{
-    JOB_LABEL,
+    CleanUpError, JOB_LABEL,
     engine::{Docker, EngineError},
     task::FailureKind,
 };
@@ -123,6 +124,8 @@ impl Drop for Occupied {
 /// What is to become of a claimed job.
 enum Fate {
     Run,
+    /// Its container, of which this is the engine's id, was started by an earlier life of this instance.
+    Adopt(String),
     /// By its steps: jobs of their own.
     Steps,
     Fail(FailureKind, String),
@@ -154,13 +157,7 @@ impl Dispatcher {
             closing: CancellationToken::new(),
         }));
         dispatcher.pick_up().await?;
-        let inner = &dispatcher.0;
-        for found in
-            inner.engine.list(&format!("{INSTANCE_LABEL}={}", inner.lease.instance)).await?
-        {
-            tracing::warn!(container = found.id, "removing a container that no job knows");
-            inner.engine.remove(&found.id).await?;
-        }
+        dispatcher.sweep().await?;
         Ok(dispatcher)
     }
 
@@ -169,7 +166,7 @@ impl Dispatcher {
         self.0.logs.clone()
     }
 
-    /// Works until `shutdown`, then ends the running jobs and waits for them.
+    /// Works until `shutdown`. Containers run on: the next life of this instance adopts them.
     pub async fn run(&self, shutdown: CancellationToken) {
         while !shutdown.is_cancelled() {
             // A call that comes during the step is kept by `Notify` and answered by the next one.
@@ -251,7 +248,7 @@ impl Dispatcher {
 
     fn launch(&self, claimed: Claimed, resources: Resources, fate: Fate) {
         let id = claimed.job.id;
-        let stop = self.0.closing.child_token();
+        let stop = CancellationToken::new();
         // Between the queue and the claim somebody may have asked to stop it.
         if claimed.job.stop_requested_at.is_some() {
             stop.cancel();
@@ -266,51 +263,88 @@ impl Dispatcher {
     }
 
     /// Jobs that hold our lease, but that no task is at work for: an earlier life took them, or their task broke off. What had not begun
-    /// goes back into the queue, what ran is over. Steps go on where they stand.
+    /// goes back into the queue; containers that run or have ended are adopted. Steps go on where they stand.
     async fn pick_up(&self) -> Result<()> {
         let inner = &self.0;
         // First who is at work, then who holds a lease: a job that ends in between is not taken for one that nobody is at work for.
         let at_work: HashSet<JobId> = inner.slots().keys().copied().collect();
-        for claimed in inner.db.jobs_leased(&inner.lease).await? {
-            let id = claimed.job.id;
+        for job in inner.db.jobs_leased(&inner.lease).await? {
+            let id = job.id;
             if at_work.contains(&id) {
                 continue;
             }
-            match self.release(&claimed.job).await {
+            let claimed = inner.db.job_claimed(job, &inner.lease).await?;
+            let resources = match self.release(&claimed.job).await {
                 Ok(Release { body: Body::Steps(_), .. }) => {
                     self.launch(claimed, NOTHING, Fate::Steps);
                     continue;
                 }
+                Ok(Release { body: Body::Container(container), .. }) => container.resources,
                 // Not to be taken for a container that is gone.
                 Err(error) if error.is_transient() => return Err(error.into()),
-                Ok(Release { body: Body::Container(_), .. }) | Err(_) => {}
-            }
+                Err(_) => NOTHING,
+            };
             let containers = inner.engine.list(&format!("{JOB_LABEL}={id}")).await?;
-            let begun = claimed.job.started_at.is_some()
-                || containers.iter().any(|container| container.begun);
-            let cleaned = solverd_runner::clean_up(&inner.engine, &inner.work, id.0).await;
-            if let Err(error) = &cleaned {
-                // A folder that cannot be removed must not keep the service from starting.
-                tracing::warn!(job = %id, %error, "something of the job stays behind");
-            }
-            let fate = if claimed.job.stop_requested_at.is_some() {
-                Fate::Abort
-            } else if begun {
-                let message =
-                    "solverd ended while the job ran, and its container is gone; start a new one";
-                Fate::Fail(FailureKind::Lost, message.to_owned())
-            } else if let Err(error) = cleaned {
-                Fate::Fail(
-                    FailureKind::Lost,
-                    format!("an earlier attempt left something behind: {error}"),
-                )
+            if let Some(found) = containers.into_iter().find(|container| container.begun) {
+                self.launch(claimed, resources, Fate::Adopt(found.id));
+            } else if claimed.job.stop_requested_at.is_some() {
+                self.launch(claimed, NOTHING, Fate::Abort);
+            } else if claimed.job.started_at.is_some() {
+                let message = "the job's container was removed by somebody else while solverd was not running; start a new one";
+                self.launch(claimed, NOTHING, Fate::Fail(FailureKind::Lost, message.to_owned()));
+            } else if let Err(error) =
+                solverd_runner::clean_up(&inner.engine, &inner.work, id.0).await
+            {
+                let message = format!("an earlier attempt left something behind: {error}");
+                self.launch(claimed, NOTHING, Fate::Fail(FailureKind::Machine, message));
             } else {
                 inner.db.job_finish(&claimed, Transition::Requeue, now()).await?;
-                continue;
-            };
-            self.launch(claimed, NOTHING, fate);
+            }
         }
         Ok(())
+    }
+
+    /// Removes what a crash has left of jobs that have ended: containers of this instance and folders.
+    async fn sweep(&self) -> Result<()> {
+        let inner = &self.0;
+        let label = format!("{INSTANCE_LABEL}={}", inner.lease.instance);
+        let containers = inner.engine.list(&label).await?;
+        let mut left: HashSet<JobId> = containers
+            .iter()
+            .filter_map(|found| found.labels.get(JOB_LABEL)?.parse().ok())
+            .collect();
+        match std::fs::read_dir(&inner.work) {
+            Ok(folders) => left.extend(
+                folders.flatten().filter_map(|it| it.file_name().to_str()?.parse::<JobId>().ok()),
+            ),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let folder = inner.work.display();
+                return Err(Error::Machine(format!("reading the folder {folder}: {error}")));
+            }
+        }
+        left.retain(|id| !inner.slots().contains_key(id));
+        for id in left {
+            tracing::warn!(job = %id, "clearing away what an earlier life of this service left");
+            self.clear_away(id);
+        }
+        Ok(())
+    }
+
+    /// Removes container and folder of a job that has ended, beside everything else and as soon as the engine is there.
+    fn clear_away(&self, id: JobId) {
+        let inner = self.0.clone();
+        self.0.tasks.spawn(async move {
+            let mut pause = drive::FIRST_PAUSE;
+            while let Err(error) = solverd_runner::clean_up(&inner.engine, &inner.work, id.0).await {
+                let away = matches!(error, CleanUpError::Engine(EngineError::Away { .. }));
+                tracing::warn!(job = %id, error = chain(&error), again = away, "something of the job stays behind");
+                if !away || inner.closing.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                    return;
+                }
+                pause = (pause * 2).min(drive::LONGEST_PAUSE);
+            }
+        });
     }
 
     async fn release(&self, job: &Job) -> store::Result<Release> {

@@ -2,7 +2,11 @@
 
 mod docker;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
 
 pub use docker::Docker;
 
@@ -67,6 +71,15 @@ pub struct Sample {
     pub memory_bytes: Option<u64>,
 }
 
+/// Where a container stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// It runs or has run: it must not be started again.
+    pub begun: bool,
+    /// When it was started, by the engine's clock.
+    pub started_at: Option<SystemTime>,
+}
+
 /// A container of ours that is still there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -84,6 +97,17 @@ pub enum EngineError {
     /// The image is not there and is not pulled.
     #[error("image `{0}` is not in the container engine")]
     NoImage(String),
+    /// The container is not there any more.
+    #[error("container engine, {0}: the container is not there any more")]
+    NoContainer(&'static str),
+    /// The engine does not answer, or is about to end: the same call may succeed later, and this one may have been carried out.
+    #[error("container engine, {doing}: {reason}")]
+    Away {
+        /// The step.
+        doing: &'static str,
+        /// What was seen of it.
+        reason: String,
+    },
     /// Anything else, with what was being done.
     #[error("container engine, {doing}: {reason}")]
     Failed {

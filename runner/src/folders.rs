@@ -30,20 +30,11 @@ impl Folders {
     }
 
     /// Makes the folders. The job's own must not exist: another run of the job may be using it.
-    pub(crate) async fn create(work: &Path, job_id: Uuid) -> io::Result<Self> {
-        let folders = Self::of(work, job_id);
-        fs::create_dir_all(work).await?;
-        fs::create_dir(&folders.job).await?;
-        match folders.fill().await {
-            Ok(()) => Ok(folders),
-            Err(error) => {
-                folders.remove().await.ok();
-                Err(error)
-            }
+    pub(crate) async fn create(&self) -> io::Result<()> {
+        if let Some(work) = self.job.parent() {
+            fs::create_dir_all(work).await?;
         }
-    }
-
-    async fn fill(&self) -> io::Result<()> {
+        fs::create_dir(&self.job).await?;
         // The outer folder keeps other users of the host out of the inner ones, which solvers of any user may write to.
         fs::set_permissions(&self.job, Permissions::from_mode(0o700)).await?;
         for (folder, mode) in
@@ -54,6 +45,10 @@ impl Folders {
             give(&folder)?;
         }
         Ok(())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.job
     }
 
     pub(crate) fn inputs(&self) -> PathBuf {

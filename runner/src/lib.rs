@@ -18,4 +18,5 @@ mod run;
 pub mod task;
 mod usage;
 
-pub use run::{JOB_LABEL, clean_up, run};
+pub use logs::Recorded;
+pub use run::{Adopted, CleanUpError, JOB_LABEL, clean_up, run};

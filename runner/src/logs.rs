@@ -1,7 +1,12 @@
 //! The solver's log: lines put together from the engine's frames, each `<RFC 3339 UTC timestamp> <text>`, and followed
 //! to the last one.
 
-use std::{collections::VecDeque, pin::pin, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+    pin::pin,
+    time::Duration,
+};
 
 use chrono::DateTime;
 use futures_util::{Stream, StreamExt};
@@ -10,12 +15,15 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     engine::{Docker, EngineError},
     progress::{Progress, percent},
-    report::Reporter,
+    report::{Reporter, is_ours},
     task::Event,
 };
 
 /// A log stream ends with its container. Should it not, it is left after this much silence.
 const SILENCE: Duration = Duration::from_secs(10);
+
+/// How long after an error the log is opened again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Lines that a failure carries, and characters of each.
 const LAST_LINES: usize = 20;
@@ -24,7 +32,43 @@ const LAST_LINE: usize = 2_000;
 /// Bytes kept of one line, timestamp included. A solver may print 100 MB without a newline.
 const LONGEST: usize = 64 * 1024;
 
-/// Follows a container's log until `ended` is cancelled and everything is read; answers with the last lines.
+/// What an earlier follower of a log has passed on, by the lines that were written down: the next one goes on behind it.
+#[derive(Debug, Default)]
+pub struct Recorded {
+    /// The second to read from, since the epoch; `None` until a line of the solver is seen.
+    since: Option<i64>,
+    /// Fingerprints of all lines from then on.
+    lines: HashSet<u64>,
+}
+
+impl Recorded {
+    /// Takes the lines that were written down, each with its timestamp, from the **last** to the first. Says whether the one before is
+    /// needed as well.
+    pub fn take(&mut self, line: &str) -> bool {
+        let time = line.split(' ').next().and_then(|word| DateTime::parse_from_rfc3339(word).ok());
+        let Some(time) = time.map(|time| time.timestamp()) else { return true };
+        // Our own have the time of another clock, and say nothing of how far the solver's were read.
+        if self.since.is_none() && !is_ours(line) {
+            // Lines of the two streams may be out of order by some microseconds.
+            self.since = Some(time - 1);
+        }
+        self.lines.insert(fingerprint(line));
+        self.since.is_none_or(|since| since - 1 <= time)
+    }
+
+    fn has(&self, line: &str) -> bool {
+        !self.lines.is_empty() && self.lines.contains(&fingerprint(line))
+    }
+}
+
+fn fingerprint(line: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    line.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Follows a container's log until `ended` is cancelled and everything is read; answers with the last lines. What is `recorded` is not
+/// passed on again.
 ///
 /// The engine's stream is not to be relied on: Docker 20.10 often ends it with the container, thousands of lines before the
 /// last. So reading goes on from the last line seen, and only a reading that began after the end counts as complete.
@@ -33,10 +77,11 @@ pub(crate) async fn follow(
     container: &str,
     progress: &Progress,
     report: &Reporter<'_>,
+    recorded: &Recorded,
     ended: &CancellationToken,
 ) -> Vec<String> {
-    let mut lines = Lines::default();
-    let mut printed = Printed { report, progress, last: VecDeque::new() };
+    let mut lines = Lines::since(recorded.since.unwrap_or_default());
+    let mut printed = Printed { report, progress, recorded, last: VecDeque::new() };
     loop {
         let complete = ended.is_cancelled();
         let result = printed.read(engine.logs(container, &mut lines), ended).await;
@@ -46,9 +91,12 @@ pub(crate) async fn follow(
             }
             break;
         }
-        // Opening it again at once is worth it only while that brings new lines.
-        if !matches!(result, Ok(true)) {
-            ended.cancelled().await;
+        match result {
+            Ok(true) => {}
+            // Opening it again is worth it only while that brings new lines.
+            Ok(false) => ended.cancelled().await,
+            // The engine may be back before the container ends.
+            Err(_) => drop(ended.run_until_cancelled(tokio::time::sleep(AGAIN)).await),
         }
     }
     for line in lines.finish() {
@@ -61,6 +109,7 @@ pub(crate) async fn follow(
 struct Printed<'a> {
     report: &'a Reporter<'a>,
     progress: &'a Progress,
+    recorded: &'a Recorded,
     last: VecDeque<String>,
 }
 
@@ -100,6 +149,9 @@ impl Printed<'_> {
             self.last.pop_front();
         }
         self.last.push_back(line.chars().take(LAST_LINE).collect());
+        if self.recorded.has(&line) {
+            return;
+        }
         self.report.send(Event::Log(line)).await;
         if let Some(done) = done {
             self.report.progress(percent(done)).await;
@@ -112,6 +164,8 @@ impl Printed<'_> {
 pub(crate) struct Lines {
     stdout: Partial,
     stderr: Partial,
+    /// The second to begin at while no frame was taken.
+    since: i64,
     /// The last frame taken: where to go on in another stream of the same log.
     last: Vec<u8>,
     /// Frames come from a stream that begins before `last`.
@@ -126,6 +180,11 @@ pub(crate) enum Source {
 }
 
 impl Lines {
+    /// From a second of the epoch on.
+    fn since(since: i64) -> Self {
+        Self { since, ..Self::default() }
+    }
+
     /// To be called before another stream of the same log is read, which must begin at the second that it answers with.
     pub(crate) fn resume(&mut self) -> i64 {
         self.behind = !self.last.is_empty();
@@ -136,7 +195,7 @@ impl Lines {
             .and_then(|word| std::str::from_utf8(word).ok());
         timestamp
             .and_then(|word| DateTime::parse_from_rfc3339(word).ok())
-            .map_or(0, |at| at.timestamp())
+            .map_or(self.since, |at| at.timestamp())
     }
 
     /// Takes a frame; answers with the line that it completes.

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use solverd_runner::{
+    clean_up,
     engine::Docker,
     run,
     task::{ArtifactError, Artifacts, InputFile, Outcome, StoredFile, Task},
@@ -108,9 +109,10 @@ async fn one_task(path: &Path, folder: &Folder) -> Result<Outcome, Box<dyn Error
         (Docker::connect()?, absolute(&folder.out)?.join("work"), CancellationToken::new());
     let (sender, mut events) = mpsc::channel(256);
     let running = async {
-        let outcome = run(&engine, &work, &task, folder, &sender, &stop).await;
+        let outcome = run(&engine, &work, &task, folder, &sender, &stop, None).await;
         drop(sender);
-        outcome
+        clean_up(&engine, &work, task.job_id).await?;
+        Ok(outcome)
     };
     let printing = async {
         while let Some(event) = events.recv().await {
@@ -125,7 +127,7 @@ async fn one_task(path: &Path, folder: &Folder) -> Result<Outcome, Box<dyn Error
         std::future::pending().await
     };
     tokio::select! {
-        (outcome, printed) = async { tokio::join!(running, printing) } => printed.map(|()| outcome),
+        (outcome, printed) = async { tokio::join!(running, printing) } => printed.and(outcome),
         never = interrupt => never,
     }
 }

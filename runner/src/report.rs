@@ -10,6 +10,16 @@ use tokio::sync::mpsc::Sender;
 
 use crate::{logs::printable, task::Event};
 
+const INFO: &str = "[solverd]";
+const WARNING: &str = "[WARNING] solverd:";
+const ERROR: &str = "[ERROR] solverd:";
+
+/// Whether a log line, timestamp included, has the form of ours.
+pub(crate) fn is_ours(line: &str) -> bool {
+    let text = line.split_once(' ').map_or("", |(_, text)| text);
+    [INFO, WARNING, ERROR].iter().any(|prefix| text.starts_with(prefix))
+}
+
 /// Sends a task's events: its own lines, the solver's, and progress that only rises.
 #[derive(Debug)]
 pub(crate) struct Reporter<'a> {
@@ -28,15 +38,15 @@ impl<'a> Reporter<'a> {
     }
 
     pub(crate) async fn info(&self, text: impl AsRef<str>) {
-        self.line("[solverd]", text.as_ref()).await;
+        self.line(INFO, text.as_ref()).await;
     }
 
     pub(crate) async fn warning(&self, text: impl AsRef<str>) {
-        self.line("[WARNING] solverd:", text.as_ref()).await;
+        self.line(WARNING, text.as_ref()).await;
     }
 
     pub(crate) async fn error(&self, text: impl AsRef<str>) {
-        self.line("[ERROR] solverd:", text.as_ref()).await;
+        self.line(ERROR, text.as_ref()).await;
     }
 
     pub(crate) async fn progress(&self, percent: u8) {

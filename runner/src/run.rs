@@ -1,10 +1,6 @@
-//! One task from its first byte to its last: stage in, container, stage out, and nothing left behind.
+//! One task from its first byte to its last: stage in, container, stage out; what is left is cleaned up when the outcome is safe.
 
-use std::{
-    collections::BTreeMap,
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use tokio::sync::mpsc::Sender;
 use tokio_util::sync::CancellationToken;
@@ -14,11 +10,11 @@ use crate::{
     engine::{ContainerSpec, Docker, EngineError, Exit},
     folders::Folders,
     inputs,
-    logs::follow,
+    logs::{Recorded, follow},
     outputs,
     progress::Progress,
     report::Reporter,
-    task::{Artifacts, Event, FailureKind, Outcome, Output, Task, TaskError, Usage},
+    task::{Artifacts, Event, FailureKind, Outcome, Output, Task, TaskError},
     usage::Meter,
 };
 
@@ -31,10 +27,24 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Percent when everything is staged. Only whoever finishes the job says 100.
 const STAGED: u8 = 5;
 
-/// Runs a task to its end. When it returns, the container and the job's folder below `work` (absolute) are gone.
+/// How often an engine that is away is asked whether it is back.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// A container that an earlier run of the same task has started, and did not live to see the end of.
+#[derive(Debug)]
+pub struct Adopted {
+    /// The engine's id.
+    pub container: String,
+    /// What of its log was written down.
+    pub recorded: Recorded,
+}
+
+/// Runs a task to its end, or goes on with an `adopted` container. Container and the job's folder below `work` (absolute) stay until the
+/// outcome is safe and [`clean_up`] is called: whoever loses the outcome adopts the container and gets the same again.
 ///
 /// `events` must be read or closed until then, or the solver's output blocks. Cancelling `stop` ends the task in any
-/// phase; dropping the future leaves container and folder behind, as a crash does: see [`clean_up`].
+/// phase; dropping the future leaves a container that runs on, as a crash does.
 pub async fn run(
     engine: &Docker,
     work: &Path,
@@ -42,9 +52,10 @@ pub async fn run(
     artifacts: &impl Artifacts,
     events: &Sender<Event>,
     stop: &CancellationToken,
+    adopted: Option<Adopted>,
 ) -> Outcome {
     let run = Run { engine, task, report: Reporter::new(events), stop };
-    match run.in_folders(work, artifacts).await {
+    match run.whole(&Folders::of(work, task.job_id), artifacts, adopted).await {
         Ok(outputs) => Outcome::Succeeded(outputs),
         Err(Halt::Failed(error)) => {
             run.report.error(&error.message).await;
@@ -57,21 +68,44 @@ pub async fn run(
     }
 }
 
-/// Removes what a run left that did not return: the job's containers and its folder.
-pub async fn clean_up(engine: &Docker, work: &Path, job_id: Uuid) -> Result<(), TaskError> {
-    for found in engine.list(&format!("{JOB_LABEL}={job_id}")).await? {
-        engine.remove(&found.id).await?;
-    }
-    Folders::of(work, job_id)
-        .remove()
-        .await
-        .map_err(|error| TaskError::new(FailureKind::Machine, error.to_string()))
+/// Removes what a run leaves: the job's container and its folder. Good as well when they are gone.
+pub async fn clean_up(engine: &Docker, work: &Path, job_id: Uuid) -> Result<(), CleanUpError> {
+    engine.remove(&container_name(job_id)).await?;
+    Ok(Folders::of(work, job_id).remove().await?)
+}
+
+/// Something of a run is still there.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanUpError {
+    /// The container.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The folder.
+    #[error(transparent)]
+    Folder(#[from] std::io::Error),
 }
 
 /// Why a run ends early.
 enum Halt {
     Stopped,
     Failed(TaskError),
+}
+
+impl Halt {
+    /// The same, with the last lines the solver printed.
+    fn with_lines(self, last_lines: Vec<String>) -> Self {
+        match self {
+            Self::Failed(error) => Self::Failed(TaskError { last_lines, ..error }),
+            Self::Stopped => Self::Stopped,
+        }
+    }
+}
+
+/// How a container ended.
+struct End {
+    exit: Exit,
+    /// The engine was away meanwhile; it may have ended the container.
+    interrupted: bool,
 }
 
 impl<E: Into<TaskError>> From<E> for Halt {
@@ -84,7 +118,14 @@ impl From<EngineError> for TaskError {
     fn from(error: EngineError) -> Self {
         match error {
             EngineError::NoImage(_) => Self::new(FailureKind::Image, error.to_string()),
-            EngineError::Failed { .. } => Self::new(FailureKind::Engine, error.to_string()),
+            EngineError::NoContainer(_) => {
+                let message =
+                    "the container was removed by somebody else before the solver's end was seen";
+                Self::new(FailureKind::Lost, message)
+            }
+            EngineError::Away { .. } | EngineError::Failed { .. } => {
+                Self::new(FailureKind::Engine, error.to_string())
+            }
         }
     }
 }
@@ -97,133 +138,174 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn in_folders(
+    async fn whole(
         &self,
-        work: &Path,
+        folders: &Folders,
         artifacts: &impl Artifacts,
+        adopted: Option<Adopted>,
     ) -> Result<BTreeMap<String, Output>, Halt> {
+        let (container, recorded, ago) = if let Some(Adopted { container, recorded }) = adopted {
+            self.report.info("solverd was started again and goes on with the container").await;
+            let standing = self.insist(|| self.engine.standing(&container)).await?;
+            let ago = standing.started_at.and_then(|at| at.elapsed().ok());
+            (container, recorded, ago.unwrap_or_default())
+        } else {
+            (self.launch(folders, artifacts).await?, Recorded::default(), Duration::ZERO)
+        };
+        self.report.send(Event::Started { container: container.clone() }).await;
+        let last_lines = self.attend(&container, &recorded, ago).await?;
+
+        let outputs = folders.outputs();
+        let collected =
+            self.or_stop(outputs::collect(&outputs, &self.task.outputs, artifacts)).await;
+        let collected = collected.map_err(|halt| halt.with_lines(last_lines))?;
+        self.report.info(format!("{} outputs stored", collected.len())).await;
+        Ok(collected)
+    }
+
+    /// From nothing to a running container.
+    async fn launch(&self, folders: &Folders, artifacts: &impl Artifacts) -> Result<String, Halt> {
         self.report.info(format!("image {}", self.task.image)).await;
-        match self.engine.image(self.image()).await {
-            Err(EngineError::NoImage(id)) if self.task.image_id.is_some() => {
+        let found = self.insist(|| self.engine.image(self.image())).await;
+        found.map_err(|halt| match (halt, &self.task.image_id) {
+            (Halt::Failed(TaskError { kind: FailureKind::Image, .. }), Some(id)) => {
                 let name = &self.task.image;
                 let message = format!(
                     "image `{name}` as it was published ({id}) is not in the container engine any more"
                 );
-                return Err(TaskError::new(FailureKind::Image, message).into());
+                TaskError::new(FailureKind::Image, message).into()
             }
-            found => found?,
-        };
-        self.unless_stopped()?;
-        let folders = Folders::create(work, self.task.job_id).await.map_err(|error| {
-            let folder = work.join(self.task.job_id.to_string());
-            TaskError::new(
-                FailureKind::Machine,
-                format!("making the folder {}: {error}", folder.display()),
-            )
+            (halt, _) => halt,
         })?;
-        let result = self.in_container(&folders, artifacts).await;
-        if let Err(error) = folders.remove().await {
-            tracing::warn!(job = %self.task.job_id, %error, "the job's folder is still there");
-            self.report.warning(error.to_string()).await;
-        }
-        result
+        self.unless_stopped()?;
+        folders.create().await.map_err(|error| {
+            let message = format!("making the folder {}: {error}", folders.path().display());
+            TaskError::new(FailureKind::Machine, message)
+        })?;
+        self.report.info(format!("staging {} files", self.task.files.len())).await;
+        let inputs = folders.inputs();
+        let spec = spec(self.task, self.image(), folders);
+        let (staged, created) = tokio::join!(
+            self.or_stop(inputs::stage(&inputs, self.task, artifacts)),
+            self.insist(|| self.engine.create(&spec))
+        );
+        let container = created?;
+        staged?;
+        self.report.progress(STAGED).await;
+        self.unless_stopped()?;
+        self.report.info("starting").await;
+        self.start(&container).await?;
+        Ok(container)
     }
 
     fn image(&self) -> &str {
         self.task.image_id.as_ref().unwrap_or(&self.task.image)
     }
 
-    async fn in_container(
+    /// Starts a container once: when the engine's answer is lost, the container itself tells whether it has begun.
+    async fn start(&self, container: &str) -> Result<(), Halt> {
+        loop {
+            match self.engine.start(container).await {
+                Err(error @ EngineError::Away { .. }) => self.return_of_engine(&error).await?,
+                done => return Ok(done?),
+            }
+            if self.insist(|| self.engine.standing(container)).await?.begun {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Asks the engine until it answers.
+    async fn insist<T, F: Future<Output = Result<T, EngineError>>>(
         &self,
-        folders: &Folders,
-        artifacts: &impl Artifacts,
-    ) -> Result<BTreeMap<String, Output>, Halt> {
-        self.report.info(format!("staging {} files", self.task.files.len())).await;
-        let inputs = folders.inputs();
-        let spec = spec(self.task, self.image(), folders);
-        // A request to create is never abandoned: the engine would carry it out all the same.
-        let (staged, created) = tokio::join!(
-            self.or_stop(inputs::stage(&inputs, self.task, artifacts)),
-            self.engine.create(&spec)
-        );
-        let container = created?;
-        let result = match staged {
-            Ok(()) => self.execute(&container, folders, artifacts).await,
-            Err(halt) => Err(halt),
+        attempt: impl Fn() -> F,
+    ) -> Result<T, Halt> {
+        loop {
+            match attempt().await {
+                Err(error @ EngineError::Away { .. }) => self.return_of_engine(&error).await?,
+                done => return Ok(done?),
+            }
+        }
+    }
+
+    /// Waits until the engine answers again.
+    async fn return_of_engine(&self, error: &EngineError) -> Result<(), Halt> {
+        let patience = async {
+            self.report.warning(format!("{error}; waiting for the engine")).await;
+            let mut pause = FIRST_PAUSE;
+            while let Err(error) = self.engine.ping().await {
+                tracing::warn!(job = %self.task.job_id, %error, "waiting for the container engine");
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+            // One that is about to end still answers.
+            tokio::time::sleep(pause).await;
+            Ok(())
         };
-        if let Err(error) = self.engine.remove(&container).await {
-            tracing::warn!(job = %self.task.job_id, container, %error, "the container is still there");
-            self.report.warning(error.to_string()).await;
-        }
-        result
+        self.or_stop(patience).await
     }
 
-    async fn execute(
-        &self,
-        container: &str,
-        folders: &Folders,
-        artifacts: &impl Artifacts,
-    ) -> Result<BTreeMap<String, Output>, Halt> {
-        self.report.progress(STAGED).await;
-        let progress = self.progress().await;
-        self.unless_stopped()?;
-        self.report.info("starting").await;
-        let started = Instant::now();
-        self.engine.start(container).await?;
-        self.report.send(Event::Started { container: container.to_owned() }).await;
-
-        let (ended, last_lines, usage) = self.attend(container, &progress).await;
-        self.report.send(Event::Used(usage)).await;
-        let exit = ended?.ok_or(Halt::Stopped)?;
-        self.report
-            .info(format!("exit code {} after {:.1} s", exit.code, started.elapsed().as_secs_f64()))
-            .await;
-        let with_lines = |error: TaskError| TaskError { last_lines, ..error };
-        if let Some(error) = failure(exit, self.task) {
-            return Err(with_lines(error).into());
-        }
-
-        let outputs = folders.outputs();
-        let collected =
-            self.or_stop(outputs::collect(&outputs, &self.task.outputs, artifacts)).await;
-        let collected = collected.map_err(|halt| match halt {
-            Halt::Failed(error) => Halt::Failed(with_lines(error)),
-            Halt::Stopped => Halt::Stopped,
-        })?;
-        self.report.info(format!("{} outputs stored", collected.len())).await;
-        Ok(collected)
-    }
-
-    /// Follows the container until it has ended, and its log until that has. `None` when it was stopped. What it uses is sampled
+    /// Follows the container until it has ended well, and its log until that has; answers with the last lines. What it uses is sampled
     /// beside that, and nothing waits for a sample.
     async fn attend(
         &self,
         container: &str,
-        progress: &Progress,
-    ) -> (Result<Option<Exit>, EngineError>, Vec<String>, Usage) {
-        let meter = Meter::new(self.task.resources.nano_cpus);
+        recorded: &Recorded,
+        ago: Duration,
+    ) -> Result<Vec<String>, Halt> {
+        let progress = self.progress().await;
+        let meter = Meter::new(self.task.resources.nano_cpus, ago);
         let ended = CancellationToken::new();
         let ending = async {
-            let exit = tokio::select! {
-                exit = self.engine.wait(container) => exit.map(Some),
-                () = self.stop.cancelled() => {
-                    if let Err(error) = self.engine.stop(container, GRACE).await {
-                        // It is killed all the same, when it is removed.
-                        self.report.warning(error.to_string()).await;
-                    }
-                    Ok(None)
-                }
-            };
+            let end = self.end(container).await;
             ended.cancel();
-            let ran = exit.as_ref().ok().and_then(|exit| exit.as_ref()?.ran);
-            (exit, ran.unwrap_or_else(|| meter.elapsed()))
+            let ran = end.as_ref().ok().and_then(|end| end.exit.ran);
+            (end, ran.unwrap_or_else(|| meter.elapsed()))
         };
-        let ((exit, wall), last_lines, sampled) = tokio::join!(
+        let ((end, wall), last_lines, sampled) = tokio::join!(
             ending,
-            follow(self.engine, container, progress, &self.report, &ended),
+            follow(self.engine, container, &progress, &self.report, recorded, &ended),
             meter.sample(self.engine.samples(container), &ended)
         );
-        (exit, last_lines, sampled.usage(wall))
+        self.report.send(Event::Used(sampled.usage(wall))).await;
+        let End { exit, interrupted } = end.map_err(|halt| halt.with_lines(last_lines.clone()))?;
+        self.report
+            .info(format!("exit code {} after {:.1} s", exit.code, wall.as_secs_f64()))
+            .await;
+        match failure(exit, self.task) {
+            Some(error) if interrupted => {
+                let message =
+                    format!("{}; the container engine went away while it ran", error.message);
+                Err(Halt::from(TaskError::new(FailureKind::Engine, message)).with_lines(last_lines))
+            }
+            Some(error) => Err(Halt::from(error).with_lines(last_lines)),
+            None => Ok(last_lines),
+        }
+    }
+
+    /// Waits for the end of the container, or brings it about.
+    async fn end(&self, container: &str) -> Result<End, Halt> {
+        let mut interrupted = false;
+        loop {
+            let waited = self.stop.run_until_cancelled(self.engine.wait(container)).await;
+            match waited {
+                Some(Err(error @ EngineError::Away { .. })) => {
+                    interrupted = true;
+                    // A stop is seen to when the engine is there to do it.
+                    let _ = self.return_of_engine(&error).await;
+                }
+                Some(exit) => return Ok(End { exit: exit?, interrupted }),
+                None => match self.engine.stop(container, GRACE).await {
+                    Err(EngineError::Away { .. }) => tokio::time::sleep(LONGEST_PAUSE).await,
+                    Err(error) => {
+                        // It is killed all the same, when it is removed.
+                        self.report.warning(error.to_string()).await;
+                        return Err(Halt::Stopped);
+                    }
+                    Ok(()) => return Err(Halt::Stopped),
+                },
+            }
+        }
     }
 
     async fn progress(&self) -> Progress {
@@ -254,6 +336,11 @@ impl Run<'_> {
     }
 }
 
+/// The engine gives a name only once: it lets no job run twice.
+fn container_name(job_id: Uuid) -> String {
+    format!("solverd-{job_id}")
+}
+
 fn spec(task: &Task, image: &str, folders: &Folders) -> ContainerSpec {
     let mut env = task.env.clone();
     env.extend(
@@ -270,7 +357,7 @@ fn spec(task: &Task, image: &str, folders: &Folders) -> ContainerSpec {
     let mut labels = task.labels.clone();
     labels.insert(JOB_LABEL.to_owned(), task.job_id.to_string());
     ContainerSpec {
-        name: format!("solverd-{}", task.job_id),
+        name: container_name(task.job_id),
         image: image.to_owned(),
         command: task.command.clone(),
         env,

@@ -14,7 +14,7 @@ use crate::{engine::Sample, task::Usage};
 /// Runs that are shorter are not sampled: little would be learnt, and the engine is busy starting and ending them.
 const FIRST: Duration = Duration::from_millis(500);
 
-/// Measures a container that has just been started.
+/// Measures a running container.
 pub(crate) struct Meter {
     started: Instant,
     nano_cpus: i64,
@@ -31,8 +31,10 @@ pub(crate) struct Sampled {
 }
 
 impl Meter {
-    pub(crate) fn new(nano_cpus: i64) -> Self {
-        Self { started: Instant::now(), nano_cpus }
+    /// Of a container that was started so long ago.
+    pub(crate) fn new(nano_cpus: i64, ago: Duration) -> Self {
+        let now = Instant::now();
+        Self { started: now.checked_sub(ago).unwrap_or(now), nano_cpus }
     }
 
     pub(crate) fn elapsed(&self) -> Duration {

@@ -13,7 +13,7 @@ use std::{
 
 use serde_json::{Value, json};
 use solverd_runner::{
-    JOB_LABEL, clean_up,
+    Adopted, JOB_LABEL, Recorded, clean_up,
     engine::{Docker, EngineError},
     run,
     task::{
@@ -120,13 +120,26 @@ impl Bench {
         }
     }
 
-    /// Runs a task, calling `seen` with every event as it comes, and checks that nothing is left.
-    async fn run(&self, task: &Task, mut seen: impl FnMut(&Event)) -> (Outcome, Vec<Event>) {
+    /// Runs a task, calling `seen` with every event as it comes, and cleans up.
+    async fn run(&self, task: &Task, seen: impl FnMut(&Event)) -> (Outcome, Vec<Event>) {
+        let done = self.go_on(task, None, seen).await;
+        clean_up(&self.engine, self.work.path(), task.job_id).await.unwrap();
+        self.assert_nothing_left(task).await;
+        done
+    }
+
+    /// Runs a task, or goes on with its container.
+    async fn go_on(
+        &self,
+        task: &Task,
+        adopted: Option<Adopted>,
+        mut seen: impl FnMut(&Event),
+    ) -> (Outcome, Vec<Event>) {
         let (sender, mut receiver) = mpsc::channel(16);
         let mut events = Vec::new();
         let running = async {
-            let running =
-                run(&self.engine, self.work.path(), task, &self.memory, &sender, &self.stop);
+            let work = self.work.path();
+            let running = run(&self.engine, work, task, &self.memory, &sender, &self.stop, adopted);
             let outcome = is_send(running).await;
             drop(sender);
             outcome
@@ -139,8 +152,42 @@ impl Bench {
         };
         let both = timeout(DEADLINE, async { tokio::join!(running, reading) }).await;
         let Ok((outcome, ())) = both else { panic!("no end; seen so far: {events:#?}") };
-        self.assert_nothing_left(task).await;
         (outcome, events)
+    }
+
+    /// Runs a task until an event is the last that is wanted, then abandons it, as a crash does.
+    async fn abandon(&self, task: &Task, mut last: impl FnMut(&Event) -> bool) -> Vec<Event> {
+        let (sender, mut receiver) = mpsc::channel(1);
+        let mut events = Vec::new();
+        let seen = async {
+            while let Some(event) = receiver.recv().await {
+                let enough = last(&event);
+                events.push(event);
+                if enough {
+                    break;
+                }
+            }
+        };
+        tokio::select! {
+            outcome = run(&self.engine, self.work.path(), task, &self.memory, &sender, &self.stop, None) => panic!("{outcome:?}"),
+            () = seen => {}
+        }
+        events
+    }
+
+    /// The container of an abandoned run, with what its events tell of the log.
+    async fn adopted(&self, task: &Task, events: &[Event]) -> Adopted {
+        let label = format!("{JOB_LABEL}={}", task.job_id);
+        let found = self.engine.list(&label).await.unwrap();
+        let mut recorded = Recorded::default();
+        for event in events.iter().rev() {
+            if let Event::Log(line) = event
+                && !recorded.take(line)
+            {
+                break;
+            }
+        }
+        Adopted { container: found[0].id.clone(), recorded }
     }
 
     async fn run_script(&self, script: &str) -> (Outcome, Vec<Event>) {
@@ -576,8 +623,9 @@ async fn a_second_run_of_a_job_does_not_disturb_the_first() {
     let second = async {
         ready.notified().await;
         let (sender, _receiver) = mpsc::channel(64);
+        let work = bench.work.path();
         let outcome =
-            run(&bench.engine, bench.work.path(), &task, &bench.memory, &sender, &bench.stop).await;
+            run(&bench.engine, work, &task, &bench.memory, &sender, &bench.stop, None).await;
         bench.stop.cancel();
         outcome
     };
@@ -594,12 +642,7 @@ async fn a_second_run_of_a_job_does_not_disturb_the_first() {
 async fn what_an_abandoned_run_leaves_is_cleaned_up() {
     let bench = Bench::new();
     let task = task("sleep 600");
-    let (sender, mut events) = mpsc::channel(64);
-    let started = async { while !matches!(events.recv().await.unwrap(), Event::Started { .. }) {} };
-    tokio::select! {
-        outcome = run(&bench.engine, bench.work.path(), &task, &bench.memory, &sender, &bench.stop) => panic!("{outcome:?}"),
-        () = started => {}
-    }
+    bench.abandon(&task, |event| matches!(event, Event::Started { .. })).await;
     let found = bench.engine.list(&format!("{JOB_LABEL}={}", task.job_id)).await.unwrap();
     assert_eq!(found[0].labels[JOB_LABEL], task.job_id.to_string());
     for _ in 0..2 {
@@ -614,8 +657,103 @@ async fn a_task_ends_although_nobody_listens() {
     let task = task("seq 1 1000");
     let (sender, receiver) = mpsc::channel(1);
     drop(receiver);
-    let running = run(&bench.engine, bench.work.path(), &task, &bench.memory, &sender, &bench.stop);
+    let work = bench.work.path();
+    let running = run(&bench.engine, work, &task, &bench.memory, &sender, &bench.stop, None);
     assert_eq!(timeout(DEADLINE, running).await.unwrap(), Outcome::Succeeded(BTreeMap::new()));
+    clean_up(&bench.engine, work, task.job_id).await.unwrap();
+}
+
+/// Prints on both of its streams, now and then many lines at once, and leaves an output.
+const CHATTY: &str = "i=0; while [ $i -lt 40 ]; do i=$((i+1)); echo line $i; echo other $i >&2; seq 1 50 | sed s/^/flood-$i-/; sleep 0.05; done; echo 7 > /outputs/out.txt";
+
+#[tokio::test]
+async fn a_container_that_runs_is_adopted_without_a_gap_or_a_repeated_line() {
+    let bench = Bench::new();
+    let mut task = task(CHATTY);
+    task.outputs = vec![file_output("out.txt")];
+    let mut events = bench
+        .abandon(&task, |event| matches!(event, Event::Log(line) if line.ends_with(" line 7")))
+        .await;
+    for again in [" line 20", " other 33"] {
+        let adopted = bench.adopted(&task, &events).await;
+        let enough = Notify::new();
+        let going_on = bench.go_on(&task, Some(adopted), |event| {
+            events.push(event.clone());
+            if matches!(event, Event::Log(line) if line.ends_with(again)) {
+                enough.notify_one();
+            }
+        });
+        tokio::select! {
+            done = going_on => panic!("{done:?}"),
+            () = enough.notified() => {}
+        }
+    }
+    let adopted = bench.adopted(&task, &events).await;
+    let (outcome, rest) = bench.go_on(&task, Some(adopted), |_| ()).await;
+    assert!(matches!(outcome, Outcome::Succeeded(_)), "{outcome:?}");
+    events.extend(rest);
+    let mut seen = printed(&events);
+    assert_eq!(seen.len(), 40 * 52, "{seen:#?}");
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 40 * 52, "a line came twice");
+    let stdout: Vec<_> =
+        printed(&events).into_iter().filter(|line| !line.starts_with("other")).collect();
+    let expected = (1..=40).flat_map(|i| {
+        std::iter::once(format!("line {i}")).chain((1..=50).map(move |n| format!("flood-{i}-{n}")))
+    });
+    assert_eq!(stdout, expected.collect::<Vec<_>>());
+    clean_up(&bench.engine, bench.work.path(), task.job_id).await.unwrap();
+    bench.assert_nothing_left(&task).await;
+}
+
+#[tokio::test]
+async fn whoever_loses_an_outcome_gets_the_same_again() {
+    let bench = Bench::new();
+    for (script, code) in [("echo 7 > /outputs/out.txt; echo done", 0), ("echo done; exit 3", 3)] {
+        let mut task = task(script);
+        task.outputs = vec![file_output("out.txt")];
+        let events = bench.abandon(&task, |event| matches!(event, Event::Started { .. })).await;
+        let container = bench.adopted(&task, &events).await.container;
+        assert_eq!(bench.engine.wait(&container).await.unwrap().code, code);
+        for _ in 0..2 {
+            let adopted = bench.adopted(&task, &events).await;
+            let (outcome, events) = bench.go_on(&task, Some(adopted), |_| ()).await;
+            assert_eq!(printed(&events), ["done"]);
+            match outcome {
+                Outcome::Succeeded(outputs) => assert_eq!((code, outputs.len()), (0, 1)),
+                Outcome::Failed(error) => {
+                    assert_eq!((code, error.kind), (3, FailureKind::Exit));
+                    assert!(error.last_lines[0].ends_with(" done"), "{error:?}");
+                }
+                Outcome::Stopped => panic!("nobody stopped it"),
+            }
+        }
+        clean_up(&bench.engine, bench.work.path(), task.job_id).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_container_that_somebody_removes_fails_the_task() {
+    let bench = Bench::new();
+    let task = task("echo ready; sleep 600");
+    let removed = Notify::new();
+    let remove = async {
+        removed.notified().await;
+        let label = format!("{JOB_LABEL}={}", task.job_id);
+        let found = bench.engine.list(&label).await.unwrap();
+        bench.engine.remove(&found[0].id).await.unwrap();
+    };
+    let running = bench.run(&task, |event| {
+        if matches!(event, Event::Log(line) if line.ends_with(" ready")) {
+            removed.notify_one();
+        }
+    });
+    let ((outcome, events), ()) = tokio::join!(running, remove);
+    let Outcome::Failed(error) = outcome else { panic!("{outcome:?} {events:#?}") };
+    assert_eq!(error.kind, FailureKind::Lost);
+    assert!(error.message.contains("removed by somebody else"), "{}", error.message);
+    assert!(error.last_lines[0].ends_with(" ready"), "{error:?}");
 }
 
 #[tokio::test]

@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
-use solverd_runner::task::{Event, FailureKind, Outcome, TaskError};
+use solverd_runner::{
+    Adopted, Recorded,
+    task::{Event, FailureKind, Outcome, TaskError},
+};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Dispatcher, Fate, Result, artifacts::JobArtifacts, finish::Ending, logs::log_line, task,
+    Dispatcher, Error, Fate, Result, artifacts::JobArtifacts, finish::Ending, logs::log_line, task,
 };
 use crate::{
-    domain::{job::Job, solver::Release, time::now},
+    domain::{id::FileId, solver::Release, time::now},
     report::chain,
     store::{self, Claimed},
 };
@@ -21,9 +24,12 @@ const EVENTS: usize = 1024;
 /// Log text that is written at once, in bytes: readers load whole chunks.
 const CHUNK: usize = 1 << 20;
 
+/// Chunks of a log that are read at once.
+const CHUNKS: i64 = 8;
+
 /// Between attempts to reach a database that is away.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 impl Dispatcher {
     pub(super) async fn drive(
@@ -33,79 +39,114 @@ impl Dispatcher {
         stop: CancellationToken,
     ) -> Result<()> {
         let ending = match fate {
-            Fate::Run => self.execute(&mut claimed, &stop).await?,
-            Fate::Steps => match self.follow_steps(&mut claimed, &stop).await? {
-                Some(ending) => ending,
-                // The service is shutting down: the next one goes on.
-                None => return Ok(()),
-            },
+            Fate::Run => self.execute(&mut claimed, None, &stop).await?,
+            Fate::Adopt(container) => self.execute(&mut claimed, Some(container), &stop).await?,
+            Fate::Steps => self.follow_steps(&mut claimed, &stop).await?,
             Fate::Abort => {
                 self.note(&claimed, "[solverd] stopped").await;
-                Ending::Stopped
+                Some(Ending::Stopped)
             }
-            Fate::Fail(kind, message) => self.failed(&claimed, kind, message).await,
+            Fate::Fail(kind, message) => Some(self.failed(&claimed, kind, message).await),
         };
-        self.finish(&claimed, ending).await
+        // Without an end the service is shutting down: the next one goes on.
+        let Some(ending) = ending else { return Ok(()) };
+        match self.finish(&claimed, ending).await {
+            // Not ours any more, because the answer to an earlier attempt was lost: it has ended.
+            Ok(()) | Err(Error::Store(store::Error::Illegal(_))) => {}
+            // Container and outputs stay: the end is found again from them.
+            Err(error) => return Err(error),
+        }
+        self.clear_away(claimed.job.id);
+        Ok(())
     }
 
-    /// Runs the job's container to its end.
-    async fn execute(&self, claimed: &mut Claimed, stop: &CancellationToken) -> Result<Ending> {
+    /// Runs the job's container to its end, or follows the one that was adopted; `None` when the service is shut down before.
+    async fn execute(
+        &self,
+        claimed: &mut Claimed,
+        container: Option<String>,
+        stop: &CancellationToken,
+    ) -> Result<Option<Ending>> {
         let inner = &self.0;
-        let (release, prepared) = match self.persist(|| self.prepare(&claimed.job)).await {
+        let prepared = self.persist(|| self.prepare(claimed, container.clone())).await;
+        let (release, adopted, prepared) = match prepared {
             Ok(prepared) => prepared,
-            Err(_) if inner.closing.is_cancelled() => return Ok(Ending::Unbegun),
+            Err(_) if inner.closing.is_cancelled() => return Ok(None),
             Err(error) => {
-                return Ok(self.failed(claimed, FailureKind::Machine, chain(&error)).await);
+                return Ok(Some(self.failed(claimed, FailureKind::Machine, chain(&error)).await));
             }
         };
         let (task, notes) = match prepared {
             Ok(prepared) => prepared,
-            Err(reason) => return Ok(self.failed(claimed, FailureKind::Input, reason).await),
+            Err(reason) => {
+                return Ok(Some(self.failed(claimed, FailureKind::Input, reason).await));
+            }
         };
-        let artifacts = JobArtifacts::new(inner.objects.clone());
         let (sender, receiver) = mpsc::channel(EVENTS);
+        let job = claimed.job.id;
         let running = async {
             // The sender goes with this block, which ends the recording.
             let sender = sender;
             for note in notes {
                 let _ = sender.send(Event::Log(log_line(&note))).await;
             }
-            Box::pin(solverd_runner::run(
+            let artifacts = JobArtifacts::new(inner.objects.clone(), job, sender.clone());
+            let run = Box::pin(solverd_runner::run(
                 &inner.engine,
                 &inner.work,
                 &task,
                 &artifacts,
                 &sender,
                 stop,
-            ))
-            .await
+                adopted,
+            ));
+            inner.closing.run_until_cancelled(run).await
         };
         let (outcome, recorded) = tokio::join!(running, self.record(claimed, receiver));
         if let Err(error) = recorded {
             tracing::error!(job = %claimed.job.id, error = chain(&error), "events were lost");
         }
+        let Some(outcome) = outcome else { return Ok(None) };
         let ending = match outcome {
             Outcome::Succeeded(outputs) => match task::results(&release, &claimed.job, outputs) {
-                Ok((values, files)) => return Ok(Ending::Succeeded(values, files)),
+                Ok((values, files)) => return Ok(Some(Ending::Succeeded(values, files))),
                 Err(message) => self.failed(claimed, FailureKind::Output, message).await,
             },
             Outcome::Failed(error) => Ending::Failed(error),
-            Outcome::Stopped if self.stop_was_asked(claimed).await => Ending::Stopped,
-            // The service is shutting down.
-            Outcome::Stopped if claimed.job.started_at.is_none() => Ending::Unbegun,
-            Outcome::Stopped => {
-                let message = "solverd was shut down while the job ran; start a new one";
-                self.failed(claimed, FailureKind::Lost, message.to_owned()).await
-            }
+            Outcome::Stopped => Ending::Stopped,
         };
-        self.delete_files(artifacts.stored());
-        Ok(ending)
+        let files = task.outputs.iter().filter(|port| port.path.is_some());
+        self.delete_files(files.map(|port| FileId::of_output(job, &port.key)).collect());
+        Ok(Some(ending))
     }
 
-    async fn prepare(&self, job: &Job) -> store::Result<(Release, task::Prepared)> {
-        let release = self.release(job).await?;
-        let task = self.task(&release, job).await?;
-        Ok((release, task))
+    async fn prepare(
+        &self,
+        claimed: &Claimed,
+        container: Option<String>,
+    ) -> store::Result<(Release, Option<Adopted>, task::Prepared)> {
+        let release = self.release(&claimed.job).await?;
+        let task = self.task(&release, &claimed.job, container.is_some()).await?;
+        let adopted = match container {
+            Some(container) => Some(Adopted { container, recorded: self.recorded(claimed).await? }),
+            None => None,
+        };
+        Ok((release, adopted, task))
+    }
+
+    /// How far the log of a job was written down.
+    async fn recorded(&self, claimed: &Claimed) -> store::Result<Recorded> {
+        let mut recorded = Recorded::default();
+        let mut before = i32::MAX;
+        loop {
+            let chunks = self.0.db.job_log_before(claimed.job.id, before, CHUNKS).await?;
+            let Some(first) = chunks.last() else { return Ok(recorded) };
+            before = first.seq;
+            let mut lines = chunks.iter().flat_map(|chunk| chunk.text.lines().rev());
+            if !lines.all(|line| recorded.take(line)) {
+                return Ok(recorded);
+            }
+        }
     }
 
     /// Writes events down as they come. What has come together is written together.
@@ -132,6 +173,8 @@ impl Dispatcher {
                     }
                     Event::Progress(percent) => (progress, raised) = (i32::from(percent), true),
                     Event::Used(usage) => claimed.usage = Some(task::usage(usage)),
+                    // An earlier life has seen it.
+                    Event::Started { .. } if claimed.job.started_at.is_some() => {}
                     Event::Started { container } => {
                         let at = now();
                         match self
@@ -158,7 +201,8 @@ impl Dispatcher {
     }
 
     pub(super) async fn add_lines(&self, claimed: &Claimed, lines: &str) -> store::Result<()> {
-        self.persist(|| self.0.db.job_log_add(claimed, lines)).await
+        let seq = claimed.next_chunk();
+        self.persist(|| self.0.db.job_log_add(claimed, seq, lines)).await
     }
 
     /// A log line of our own.
@@ -177,11 +221,6 @@ impl Dispatcher {
     ) -> Ending {
         self.note(claimed, &format!("[ERROR] solverd: {message}")).await;
         Ending::Failed(TaskError::new(kind, message))
-    }
-
-    async fn stop_was_asked(&self, claimed: &Claimed) -> bool {
-        let asked = self.persist(|| self.0.db.jobs_leased_to_stop(&self.0.lease)).await;
-        asked.is_ok_and(|jobs| jobs.contains(&claimed.job.id))
     }
 
     /// Does something in the database again and again while the database is away: what has happened must not be lost. Gives up only

@@ -23,8 +23,6 @@ pub(super) enum Ending {
     StepFailed(JobError),
     /// Somebody stopped it.
     Stopped,
-    /// Not at all: nothing had begun when the service was shut down, and the next one takes it from the queue.
-    Unbegun,
 }
 
 impl Dispatcher {
@@ -43,7 +41,6 @@ impl Dispatcher {
                 Transition::Fail { error, log: self.0.logs.try_store(job).await }
             }
             Ending::Stopped => Transition::Abort { log: self.0.logs.try_store(job).await },
-            Ending::Unbegun => Transition::Requeue,
         };
         let at = now();
         self.persist(|| self.0.db.job_finish(claimed, transition.clone(), at)).await?;

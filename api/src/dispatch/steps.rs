@@ -31,10 +31,12 @@ impl Dispatcher {
         let id = claimed.job.id;
         let mut changed = inner.db.job_changes(id);
         let (release, inputs) = self.persist(|| self.whole(&claimed.job)).await?;
-        let Body::Steps(steps) = &release.body else { return Ok(Some(Ending::Unbegun)) };
+        let Body::Steps(steps) = &release.body else {
+            let message = "the solver has no steps".to_owned();
+            return Ok(Some(self.failed(claimed, FailureKind::Machine, message).await));
+        };
         let mut refusal: Option<JobError> = None;
         loop {
-            // A shutdown cancels `stop` as well: it is asked about after that.
             let stopping = stop.is_cancelled();
             if inner.closing.is_cancelled() {
                 return Ok(None);

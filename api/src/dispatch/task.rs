@@ -23,8 +23,13 @@ use crate::{
 pub(super) type Prepared = Result<(Task, Vec<String>), String>;
 
 impl Dispatcher {
-    /// The task of a job: a file that was there at creation may have been deleted since.
-    pub(super) async fn task(&self, release: &Release, job: &Job) -> store::Result<Prepared> {
+    /// The task of a job: a file that was there at creation may have been deleted since. One that is `staged` has its files.
+    pub(super) async fn task(
+        &self,
+        release: &Release,
+        job: &Job,
+        staged: bool,
+    ) -> store::Result<Prepared> {
         let inputs = self.0.db.job_inputs(job.id).await?;
         let Body::Container(container) = &release.body else {
             return Ok(Err("steps do not run in a container of their own".to_owned()));
@@ -38,7 +43,7 @@ impl Dispatcher {
                 values.insert(port.key.clone(), value);
                 continue;
             }
-            let Some(value) = value else { continue };
+            let Some(value) = value.filter(|_| !staged) else { continue };
             let id = match serde_json::from_value::<FileRef>(value.clone()) {
                 Ok(reference) => reference.id,
                 Err(error) => return Ok(Err(format!("input `{}`: {error}", port.key))),
@@ -81,7 +86,8 @@ impl Dispatcher {
             files,
             outputs: outputs.collect(),
         };
-        Ok(Ok((task, unknown_ports(release, &inputs))))
+        let notes = if staged { Vec::new() } else { unknown_ports(release, &inputs) };
+        Ok(Ok((task, notes)))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 macro_rules! uuid_id {
@@ -40,6 +41,16 @@ uuid_id! {
     /// Identifies a file.
     FileId
 }
+impl FileId {
+    /// The id of an output: the same whenever that output is stored, so that storing it again after a crash leaves nothing behind
+    /// (UUID version 8, RFC 9562).
+    pub fn of_output(job: JobId, port: &str) -> Self {
+        let hash = Sha256::new().chain_update(job.0).chain_update(port).finalize();
+        let bytes = std::array::from_fn(|at| hash[at]);
+        Self(uuid::Builder::from_custom_bytes(bytes).into_uuid())
+    }
+}
+
 uuid_id! {
     /// Identifies a job.
     JobId

@@ -3,6 +3,8 @@
 //! Owners publish, stop and delete. Only a dispatcher gets a [`Claimed`], and only with it can a job start to run and end. Ending gives
 //! the lease up, so no job ends twice.
 
+use std::sync::atomic::{AtomicI32, Ordering};
+
 use super::{Changed, Db, Doing, Error, Result, Tx, not_found, on, within};
 use crate::domain::{
     file::File,
@@ -21,11 +23,14 @@ pub struct Claimed {
     /// What its container has used, once it has ended: goes into the books with the job's end.
     pub usage: Option<Usage>,
     instance: String,
+    /// How many chunks its log has.
+    chunks: AtomicI32,
 }
 
 impl Claimed {
-    fn new(job: Job, lease: &Lease) -> Self {
-        Self { job, usage: None, instance: lease.instance.clone() }
+    /// The position of the next chunk of the log: whoever holds the lease numbers them.
+    pub fn next_chunk(&self) -> i32 {
+        self.chunks.fetch_add(1, Ordering::Relaxed) + 1
     }
 }
 
@@ -279,6 +284,23 @@ impl Db {
             .doing("reading a job's log")
     }
 
+    /// The log before a position, at most `limit` chunks, the last one first.
+    pub async fn job_log_before(
+        &self,
+        id: JobId,
+        before: i32,
+        limit: i64,
+    ) -> Result<Vec<LogChunk>> {
+        const SQL: &str = "SELECT seq, text FROM job_logs WHERE job_id = $1 AND seq < $2 ORDER BY seq DESC LIMIT $3";
+        on!(self, |pool| sqlx::query_as(SQL)
+            .bind(id)
+            .bind(before)
+            .bind(limit)
+            .fetch_all(pool)
+            .await)
+        .doing("reading a job's log")
+    }
+
     /// The steps of a job's life after a position. They are few.
     pub async fn job_steps(&self, id: JobId, after: i32) -> Result<Vec<JobStep>> {
         const SQL: &str =
@@ -316,12 +338,20 @@ impl Db {
     }
 
     /// The jobs this instance runs, or ran before it was restarted.
-    pub async fn jobs_leased(&self, lease: &Lease) -> Result<Vec<Claimed>> {
+    pub async fn jobs_leased(&self, lease: &Lease) -> Result<Vec<Job>> {
         const SQL: &str = select!("WHERE lease = $1 ORDER BY id");
-        let jobs: Vec<Job> =
-            on!(self, |pool| sqlx::query_as(SQL).bind(&lease.instance).fetch_all(pool).await)
-                .doing("reading the running jobs")?;
-        Ok(jobs.into_iter().map(|job| Claimed::new(job, lease)).collect())
+        on!(self, |pool| sqlx::query_as(SQL).bind(&lease.instance).fetch_all(pool).await)
+            .doing("reading the running jobs")
+    }
+
+    /// The right to a job that this instance took earlier.
+    pub async fn job_claimed(&self, job: Job, lease: &Lease) -> Result<Claimed> {
+        const SQL: &str = "SELECT COALESCE(MAX(seq), 0) FROM job_logs WHERE job_id = $1";
+        let chunks: i32 =
+            on!(self, |pool| sqlx::query_scalar(SQL).bind(job.id).fetch_one(pool).await)
+                .doing("reading how long a job's log is")?;
+        let instance = lease.instance.clone();
+        Ok(Claimed { job, usage: None, instance, chunks: AtomicI32::new(chunks) })
     }
 
     /// Those of the jobs this instance runs that are to be stopped.
@@ -339,7 +369,7 @@ impl Db {
         now: Timestamp,
     ) -> Result<Option<Claimed>> {
         match self.step(id, None, Transition::Claim(lease.clone()), now).await {
-            Ok(job) => Ok(Some(Claimed::new(job, lease))),
+            Ok(job) => self.job_claimed(job, lease).await.map(Some),
             Err(Error::Illegal(_)) => Ok(None),
             Err(error) => Err(error),
         }
@@ -373,17 +403,16 @@ impl Db {
         Ok(())
     }
 
-    /// Adds whole lines to a job's log.
-    pub async fn job_log_add(&self, claimed: &Claimed, lines: &str) -> Result<()> {
-        // One writer per job, which numbers them: whoever holds the lease.
+    /// Adds whole lines to a job's log, at [`Claimed::next_chunk`]. Doing it again changes nothing.
+    pub async fn job_log_add(&self, claimed: &Claimed, seq: i32, lines: &str) -> Result<()> {
         const SQL: &str = "INSERT INTO job_logs (job_id, seq, text) \
-                           SELECT id, (SELECT COALESCE(MAX(seq), 0) + 1 FROM job_logs WHERE job_id = $1), $2 \
-                           FROM jobs WHERE id = $1 AND lease = $3";
+                           SELECT id, $4, $2 FROM jobs WHERE id = $1 AND lease = $3 ON CONFLICT DO NOTHING";
         let id = claimed.job.id;
         on!(self, |pool| sqlx::query(SQL)
             .bind(id)
             .bind(lines)
             .bind(&claimed.instance)
+            .bind(seq)
             .execute(pool)
             .await
             .map(drop))

@@ -7,9 +7,10 @@ use std::{
 
 use serde_json::json;
 use solverd::{
-    domain::{job::Lease, solver::Resources, time::now},
+    domain::{id::JobId, job::Lease, solver::Resources, time::now},
     store::Db,
 };
+use solverd_runner::engine::Docker;
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::{
@@ -28,26 +29,41 @@ async fn all_cpus() -> Resources {
     Resources { memory_bytes: 64 << 20, ..machine().await }
 }
 
+/// The log of a sleeper that was adopted by another life of the service.
+async fn assert_slept_once(app: &TestApp, job: &str, seconds: i64) {
+    let ended = app.wait_for_end(job).await;
+    assert_eq!(text(&ended, "/state"), "SUCCESS", "{ended:#}");
+    let log = log_in_zip(app, &app.get(&format!("{job}/outputs/logfile")).await).await;
+    let mut lines = vec![
+        format!("Will sleep for {seconds} seconds"),
+        "[solverd] starting".to_owned(),
+        "exit code 0".to_owned(),
+    ];
+    lines.extend((1..=seconds).map(|second| format!("[PROGRESS] {second}/{seconds}")));
+    for line in lines {
+        assert_eq!(log.matches(&line).count(), 1, "{line} in {log}");
+    }
+    assert!(log.contains("goes on with the container"), "{log}");
+}
+
 #[tokio::test]
-async fn a_shutdown_fails_what_runs_and_keeps_what_waits() {
+async fn what_runs_outlives_a_shutdown() {
     let app = TestApp::start().await;
     let release = app.publish(sleeper_with("3.0.0", all_cpus().await).await).await;
-    let running = app.start_job(&release, json!({"input_2": FOREVER})).await;
-    app.wait_for(&running, &["STARTED"]).await;
+    let running = app.start_job(&release, json!({"input_2": 4})).await;
+    let began = app.wait_for(&running, &["STARTED"]).await;
     let waiting = app.start_job(&release, json!({"input_2": 0})).await;
     assert_eq!(app.wait_for(&waiting, &["PUBLISHED"]).await["progress"], 0);
-    assert_eq!(containers(app.data()).await.len(), 1);
+    let data = app.leave().await;
+    assert_eq!(containers(data.path()).await.len(), 1);
 
-    // No container and no folder is left: `stop` looks.
-    let app = TestApp::start_in(app.stop().await, &[]).await;
-    let lost = app.wait_for_end(&running).await;
-    assert_eq!((text(&lost, "/state"), text(&lost, "/errors/0/type")), ("FAILED", "runtime.lost"));
-    assert!(lost["started_at"].is_string() && lost["stopped_at"].is_string(), "{lost:#}");
-    let log = log_in_zip(&app, &app.get(&format!("{running}/outputs/logfile")).await).await;
-    assert!(log.contains(&format!("Will sleep for {FOREVER} seconds")), "{log}");
-
-    let ended = app.wait_for_end(&waiting).await;
-    assert_eq!(text(&ended, "/state"), "SUCCESS", "{ended:#}");
+    let app = TestApp::start_in(data, &[]).await;
+    assert_eq!(app.wait_for(&waiting, &["PUBLISHED"]).await["progress"], 0, "its place is taken");
+    assert_slept_once(&app, &running, 4).await;
+    let ended = app.wait_for_end(&running).await;
+    assert_eq!(ended["started_at"], began["started_at"]);
+    let next = app.wait_for_end(&waiting).await;
+    assert_eq!(text(&next, "/state"), "SUCCESS", "{next:#}");
     app.stop().await;
 }
 
@@ -80,27 +96,42 @@ impl Drop for Program {
 }
 
 #[tokio::test]
-async fn a_crash_fails_what_ran_and_leaves_nothing() {
+async fn what_runs_outlives_a_crash() {
     let app = TestApp::start().await;
-    let release = app.publish(sleeper_with("3.0.0", all_cpus().await).await).await;
+    let release = app.publish(sleeper().await).await;
     let data = app.stop().await;
 
     let (program, url) = Program::start(data.path());
     let api = Api::at(url);
-    let running = api.start_job(&release, json!({"input_2": FOREVER})).await;
-    api.wait_for(&running, &["STARTED"]).await;
-    let waiting = api.start_job(&release, json!({"input_2": 0})).await;
+    let running = api.start_job(&release, json!({"input_2": 4})).await;
+    let removed = api.start_job(&release, json!({"input_2": FOREVER})).await;
+    let stopped = api.start_job(&release, json!({"input_2": FOREVER})).await;
+    for job in [&running, &removed, &stopped] {
+        api.wait_for(job, &["STARTED"]).await;
+    }
     drop(program);
-    assert_eq!(containers(data.path()).await.len(), 1, "a crash leaves the container behind");
-    assert_eq!(folders_of_jobs(data.path()).len(), 1);
+    assert_eq!(containers(data.path()).await.len(), 3, "a crash leaves the containers behind");
+    assert_eq!(folders_of_jobs(data.path()).len(), 3);
+
+    let id = |job: &str| job.rsplit('/').next().unwrap().to_owned();
+    let name = format!("solverd-{}", id(&removed));
+    let remove = Command::new("docker").args(["rm", "-f", &name]).output().unwrap();
+    assert!(remove.status.success(), "{remove:?}");
+    let db = Db::open(&settings(data.path(), &[]).database_url()).await.unwrap();
+    let owner = db.user_by_email("ada@example.org").await.unwrap().id;
+    db.job_request_stop(id(&stopped).parse().unwrap(), owner, now()).await.unwrap();
+    db.close().await;
+    // Of a job that ended before the crash.
+    let left = data.path().join("work").join(JobId::new().to_string());
+    std::fs::create_dir_all(left.join("outputs")).unwrap();
 
     let app = TestApp::start_in(data, &[]).await;
-    let lost = app.wait_for_end(&running).await;
+    assert_slept_once(&app, &running, 4).await;
+    let lost = app.wait_for_end(&removed).await;
     assert_eq!((text(&lost, "/state"), text(&lost, "/errors/0/type")), ("FAILED", "runtime.lost"));
-    let log = log_in_zip(&app, &app.get(&format!("{running}/outputs/logfile")).await).await;
-    assert!(log.contains("Will sleep for"), "{log}");
-    let ended = app.wait_for_end(&waiting).await;
-    assert_eq!(text(&ended, "/state"), "SUCCESS", "{ended:#}");
+    let log = log_in_zip(&app, &app.get(&format!("{removed}/outputs/logfile")).await).await;
+    assert!(log.contains("Will sleep for") && log.contains("removed by somebody else"), "{log}");
+    assert_eq!(text(&app.wait_for_end(&stopped).await, "/state"), "ABORTED");
     app.stop().await;
 }
 
@@ -231,7 +262,7 @@ async fn an_input_file_that_was_deleted_fails_the_job() {
 }
 
 #[tokio::test]
-async fn a_job_ends_without_the_object_store_and_its_log_comes_later() {
+async fn jobs_outlast_an_object_store_that_is_away() {
     let store = TestApp::start().await;
     let flags = external_storage(&store).await;
     let endpoint = flags[0].strip_prefix("--s3-endpoint=http://").unwrap().to_owned();
@@ -239,23 +270,25 @@ async fn a_job_ends_without_the_object_store_and_its_log_comes_later() {
     let app = TestApp::start_in(folder, &flags.each_ref().map(String::as_str)).await;
     let release = app.publish(sleeper().await).await;
     let job = app.start_job(&release, json!({"input_2": 1})).await;
-    app.wait_for(&job, &["STARTED"]).await;
+    let fails = app.start_job(&release, json!({"input_2": 1, "input_3": true})).await;
+    for job in [&job, &fails] {
+        app.wait_for(job, &["STARTED"]).await;
+    }
     let folder = store.stop().await;
 
-    let ended = app.wait_for_end(&job).await;
-    assert_eq!(
-        (text(&ended, "/state"), text(&ended, "/errors/0/type")),
-        ("FAILED", "runtime.storage")
-    );
-    assert_eq!(app.get(&format!("{job}/outputs/logfile")).await.status, 502);
+    // Without outputs there is nothing to wait for: the log comes later.
+    let failed = app.wait_for_end(&fails).await;
+    assert_eq!((text(&failed, "/state"), text(&failed, "/errors/0/type")), ("FAILED", "runtime"));
+    assert_eq!(app.get(&format!("{fails}/outputs/logfile")).await.status, 502);
+    let left = async || folders_of_jobs(app.data());
+    wait_until("only the outputs that wait are left", left, |left| left.len() == 1).await;
 
     let store = TestApp::start_in(folder, &[&format!("--s3-listen={endpoint}")]).await;
-    for _ in 0..2 {
+    let ended = app.wait_for_end(&job).await;
+    assert_eq!(text(&ended, "/state"), "SUCCESS", "{ended:#}");
+    for (job, line) in [(&job, "storing output `output_1`"), (&fails, "exit code 1")] {
         let log = log_in_zip(&app, &app.get(&format!("{job}/outputs/logfile")).await).await;
-        assert!(
-            log.contains("Will sleep for 1 seconds") && log.contains("storing `single_number.txt`"),
-            "{log}"
-        );
+        assert!(log.contains("Will sleep for 1 seconds") && log.contains(line), "{log}");
     }
     app.stop().await;
     store.stop().await;
@@ -273,8 +306,9 @@ async fn a_job_outlasts_a_database_that_is_away() {
         .execute("ALTER TABLE job_events RENAME TO away; ALTER TABLE job_logs RENAME TO lost")
         .await
         .unwrap();
-    let left = async || containers(app.data()).await;
-    wait_until("the end of the container", left, Vec::is_empty).await;
+    let engine = Docker::connect().unwrap();
+    let container = containers(app.data()).await.remove(0);
+    assert_eq!(engine.wait(&container).await.unwrap().code, 0);
     assert_eq!(
         app.wait_for(&job, &["STARTED"]).await["progress"].as_i64().map(|percent| percent < 100),
         Some(true)

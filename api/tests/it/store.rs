@@ -752,8 +752,9 @@ async fn only_the_holder_of_the_lease_ends_a_job(db: Db) {
     assert_eq!(db.job_get(mine.job.id, owner).await.unwrap(), mine.job);
 
     let held = db.jobs_leased(&lease("one")).await.unwrap();
-    assert_eq!(held.iter().map(|held| &held.job).collect::<Vec<_>>(), [&mine.job]);
-    db.job_finish(&held[0], succeed(), now()).await.unwrap();
+    assert_eq!(held, [mine.job]);
+    let held = db.job_claimed(held[0].clone(), &lease("one")).await.unwrap();
+    db.job_finish(&held, succeed(), now()).await.unwrap();
     assert!(db.jobs_leased(&lease("one")).await.unwrap().is_empty());
 }
 
@@ -779,7 +780,7 @@ async fn a_deleted_job_is_hidden_and_then_removed(db: Db) {
     let owner = ready(&db).await;
     let running = started(&db, owner, "one").await;
     let id = running.job.id;
-    db.job_log_add(&running, "line\n").await.unwrap();
+    db.job_log_add(&running, running.next_chunk(), "line\n").await.unwrap();
     let output =
         File { job_id: Some(id), completed_at: Some(now()), upload_id: None, ..upload(owner, "a") };
     db.file_add(&output).await.unwrap();
@@ -1091,7 +1092,7 @@ async fn assets_are_deleted_after_the_end(db: Db) {
     let owner = ready(&db).await;
     let running = started(&db, owner, "one").await;
     let id = running.job.id;
-    db.job_log_add(&running, "line\n").await.unwrap();
+    db.job_log_add(&running, running.next_chunk(), "line\n").await.unwrap();
     for early in [id, job(&db, owner).await, queued(&db, owner).await] {
         assert_conflict(db.job_delete_assets(early, owner, now()).await);
     }
@@ -1139,13 +1140,21 @@ async fn the_log_comes_in_order(db: Db) {
     let (id, other) = (claimed.job.id, started(&db, owner, "one").await);
     let texts = ["a\nb\n", "ü 日本 🚀\n", "\n", "last\n"];
     for text in texts {
-        db.job_log_add(&claimed, text).await.unwrap();
-        db.job_log_add(&other, "of another job\n").await.unwrap();
+        db.job_log_add(&claimed, claimed.next_chunk(), text).await.unwrap();
+        db.job_log_add(&other, other.next_chunk(), "of another job\n").await.unwrap();
     }
     let chunk =
         |seq: usize| LogChunk { seq: i32::try_from(seq).unwrap(), text: texts[seq - 1].to_owned() };
     let log = async |after, limit| db.job_log(id, after, limit).await.unwrap();
     assert_eq!(log(0, 10).await, [chunk(1), chunk(2), chunk(3), chunk(4)]);
+    // The answer to an attempt was lost.
+    db.job_log_add(&claimed, 4, texts[3]).await.unwrap();
+    // After a restart.
+    let again = db.job_claimed(claimed.job.clone(), &lease("one")).await.unwrap();
+    assert_eq!(again.next_chunk(), 5);
+    let before = async |seq, limit| db.job_log_before(id, seq, limit).await.unwrap();
+    assert_eq!(before(i32::MAX, 3).await, [chunk(4), chunk(3), chunk(2)]);
+    assert_eq!(before(2, 3).await, [chunk(1)]);
     assert_eq!(log(0, 2).await, [chunk(1), chunk(2)]);
     assert_eq!(log(2, 10).await, [chunk(3), chunk(4)]);
     assert_eq!(log(3, 1).await, [chunk(4)]);
@@ -1176,7 +1185,7 @@ async fn a_change_wakes_who_waits_for_that_job(db: Db) {
     tokio::time::timeout(soon, changed.wait()).await.expect("woken by the publication");
     let claimed = db.job_claim(id, &lease("one"), now()).await.unwrap().unwrap();
     tokio::time::timeout(soon, changed.wait()).await.expect("woken by the claim");
-    db.job_log_add(&claimed, "line\n").await.unwrap();
+    db.job_log_add(&claimed, claimed.next_chunk(), "line\n").await.unwrap();
     tokio::time::timeout(soon, changed.wait()).await.expect("woken by the log");
     assert!(unconcerned.wait().now_or_never().is_none(), "nothing happened to this one");
 }
@@ -1268,8 +1277,8 @@ async fn one_of_16_spawns_of_a_step_wins(db: Db) {
     for _ in 0..16 {
         let db = db.clone();
         racers.spawn(async move {
-            let mut held = db.jobs_leased(&lease("i")).await.unwrap();
-            spawn(&db, &held.remove(0), "one").await
+            let held = db.jobs_leased(&lease("i")).await.unwrap().remove(0);
+            spawn(&db, &db.job_claimed(held, &lease("i")).await.unwrap(), "one").await
         });
     }
     let won = racers.join_all().await.into_iter().filter(|won| *won).count();

@@ -336,13 +336,19 @@ impl TestApp {
     }
 
     /// Shuts the service down; fails if it leaves anything behind. Its data stay.
-    pub(crate) async fn stop(mut self) -> TempDir {
+    pub(crate) async fn stop(self) -> TempDir {
+        let data = self.leave().await;
+        assert_eq!(folders_of_jobs(data.path()), [] as [PathBuf; 0]);
+        assert_eq!(containers(data.path()).await, [] as [String; 0]);
+        data
+    }
+
+    /// Shuts the service down while jobs run, which run on. Its data stay.
+    pub(crate) async fn leave(mut self) -> TempDir {
         let (data, served) = self.alive.take().unwrap();
         self.shutdown.cancel();
         let served = tokio::time::timeout(DEADLINE, served).await;
         served.expect("a shutdown in time").unwrap().expect("a shutdown without error");
-        assert_eq!(folders_of_jobs(data.path()), [] as [PathBuf; 0]);
-        assert_eq!(containers(data.path()).await, [] as [String; 0]);
         data
     }
 }

@@ -2,14 +2,20 @@
 //!
 //! Waiting is always on the engine's own event, never by asking again and again.
 
-use std::{collections::HashMap, future::ready, path::PathBuf, pin::pin, time::Duration};
+use std::{
+    collections::HashMap,
+    future::ready,
+    path::PathBuf,
+    pin::pin,
+    time::{Duration, SystemTime},
+};
 
 use bollard::{
     container::LogOutput,
     errors::Error,
     models::{
-        ContainerCreateBody, ContainerSummaryStateEnum, ContainerWaitResponse, HostConfig,
-        HostConfigLogConfig, Mount, MountType,
+        ContainerCreateBody, ContainerState, ContainerStateStatusEnum, ContainerSummaryStateEnum,
+        ContainerWaitResponse, HostConfig, HostConfigLogConfig, Mount, MountType,
     },
     query_parameters::{
         CreateContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
@@ -17,10 +23,10 @@ use bollard::{
         StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
     },
 };
-use chrono::DateTime;
+use chrono::{DateTime, Utc};
 use futures_util::{Stream, StreamExt};
 
-use super::{ContainerSpec, EngineError, Exit, Found, Image, Machine, Sample};
+use super::{ContainerSpec, EngineError, Exit, Found, Image, Machine, Sample, Standing};
 use crate::{
     logs::{Lines, Source},
     task::Resources,
@@ -83,8 +89,8 @@ impl Docker {
         })
     }
 
-    /// Creates a container and answers with its id. It is never removed by the engine itself: with that, a late
-    /// [`Self::wait`] would lose the exit code.
+    /// Creates a container and answers with its id; doing it again changes nothing until it is started. It is never removed by the engine
+    /// itself: with that, a late [`Self::wait`] would lose the exit code.
     pub async fn create(&self, spec: &ContainerSpec) -> Result<String, EngineError> {
         let options = CreateContainerOptionsBuilder::default().name(&spec.name).build();
         match self.0.create_container(Some(options), body(spec)).await {
@@ -94,8 +100,24 @@ impl Docker {
             {
                 Err(EngineError::NoImage(spec.image.clone()))
             }
+            // By an attempt whose answer was lost.
+            Err(Error::DockerResponseServerError { status_code: 409, message }) => {
+                const DOING: &str = "creating the container";
+                let found = self.0.inspect_container(&spec.name, None).await;
+                let found = found.map_err(during(DOING))?;
+                match found.id {
+                    Some(id) if !standing(found.state).begun => Ok(id),
+                    _ => Err(EngineError::Failed { doing: DOING, reason: message }),
+                }
+            }
             Err(error) => Err(during("creating the container")(error)),
         }
+    }
+
+    /// Where a container stands.
+    pub async fn standing(&self, id: &str) -> Result<Standing, EngineError> {
+        let container = self.0.inspect_container(id, None).await;
+        Ok(standing(container.map_err(during("inspecting the container"))?.state))
     }
 
     /// Starts a container.
@@ -153,7 +175,7 @@ impl Docker {
             ) => code,
             Some(Err(error)) => return Err(during(DOING)(error)),
             None => {
-                return Err(EngineError::Failed {
+                return Err(EngineError::Away {
                     doing: DOING,
                     reason: "it closed the connection".to_owned(),
                 });
@@ -162,11 +184,14 @@ impl Docker {
         let container = self.0.inspect_container(id, None).await;
         let state =
             container.map_err(during("inspecting the container"))?.state.unwrap_or_default();
-        let out_of_memory = state.oom_killed.unwrap_or(false)
-            || code == KILLED && self.was_out_of_memory(id, state.finished_at.as_deref()).await?;
-        let moment = |at: Option<String>| DateTime::parse_from_rfc3339(&at?).ok();
-        let ran = moment(state.finished_at)
-            .zip(moment(state.started_at))
+        let mut out_of_memory = state.oom_killed.unwrap_or(false);
+        if code == KILLED && !out_of_memory {
+            out_of_memory = self.was_out_of_memory(id, state.finished_at.as_deref()).await?;
+            // Somebody who removes a container has it killed first.
+            self.standing(id).await?;
+        }
+        let ran = (state.finished_at.as_deref().and_then(moment))
+            .zip(state.started_at.as_deref().and_then(moment))
             .and_then(|(end, begin)| (end - begin).to_std().ok());
         Ok(Exit { code, out_of_memory, ran })
     }
@@ -178,7 +203,7 @@ impl Docker {
         id: &str,
         finished: Option<&str>,
     ) -> Result<bool, EngineError> {
-        let finished = finished.and_then(|at| DateTime::parse_from_rfc3339(at).ok());
+        let finished = finished.and_then(moment);
         let Some(until) = finished.map(|at| at + LATE) else { return Ok(false) };
         let until = format!("{}.{:09}", until.timestamp(), until.timestamp_subsec_nanos());
         let filters = HashMap::from([("container", vec![id]), ("event", vec!["oom"])]);
@@ -261,15 +286,70 @@ fn body(spec: &ContainerSpec) -> ContainerCreateBody {
     }
 }
 
+/// What the engine says while it is about to end, or its parts are.
+const ENDING: [&str; 6] = [
+    "shutting down",
+    "transport is closing",
+    "client connection is closing",
+    "context canceled",
+    "code = Unavailable",
+    "containerd.sock",
+];
+
 fn during(doing: &'static str) -> impl Fn(Error) -> EngineError {
     move |error| {
-        let reason = if let Error::DockerResponseServerError { message, .. } = error {
-            message
+        if let Error::DockerResponseServerError { status_code, message: reason } = error {
+            return if status_code == 404 {
+                EngineError::NoContainer(doing)
+            } else if status_code >= 500 && ENDING.iter().any(|words| reason.contains(words)) {
+                EngineError::Away { doing, reason }
+            } else {
+                EngineError::Failed { doing, reason }
+            };
+        }
+        let away = matches!(
+            error,
+            Error::HyperLegacyError { .. }
+                | Error::HyperResponseError { .. }
+                | Error::IOError { .. }
+                | Error::RequestTimeoutError
+                | Error::SocketNotFoundError(_)
+        );
+        let reason = chain(&error);
+        if away {
+            EngineError::Away { doing, reason }
         } else {
-            error.to_string()
-        };
-        EngineError::Failed { doing, reason }
+            EngineError::Failed { doing, reason }
+        }
     }
+}
+
+/// An error with all its reasons.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let reason = error.to_string();
+        if !text.contains(&reason) {
+            text = format!("{text}: {reason}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+fn standing(state: Option<ContainerState>) -> Standing {
+    let state = state.unwrap_or_default();
+    let started_at = state.started_at.as_deref().and_then(moment).map(SystemTime::from);
+    Standing {
+        begun: state.status != Some(ContainerStateStatusEnum::CREATED),
+        // Before its start the engine says the year 1.
+        started_at: started_at.filter(|at| *at > SystemTime::UNIX_EPOCH),
+    }
+}
+
+fn moment(text: &str) -> Option<DateTime<Utc>> {
+    DateTime::parse_from_rfc3339(text).ok().map(DateTime::into)
 }
 
 fn status(error: &Error) -> Option<u16> {
