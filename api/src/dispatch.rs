@@ -284,9 +284,8 @@ impl Dispatcher {
                 Err(error) if error.is_transient() => return Err(error.into()),
                 Err(_) => NOTHING,
             };
-            let containers = inner.engine.list(&format!("{JOB_LABEL}={id}")).await?;
-            if let Some(found) = containers.into_iter().find(|container| container.begun) {
-                self.launch(claimed, resources, Fate::Adopt(found.id));
+            if let Some(container) = solverd_runner::find_begun(&inner.engine, id.0).await? {
+                self.launch(claimed, resources, Fate::Adopt(container));
             } else if claimed.job.stop_requested_at.is_some() {
                 self.launch(claimed, NOTHING, Fate::Abort);
             } else if claimed.job.started_at.is_some() {

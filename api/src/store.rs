@@ -144,6 +144,9 @@ impl Error {
                 | sqlx::Error::PoolTimedOut
                 | sqlx::Error::PoolClosed
                 | sqlx::Error::WorkerCrashed
+                // A connection that was given back in the middle of a transaction: the next one is another.
+                | sqlx::Error::InvalidSavePointStatement
+                | sqlx::Error::BeginFailed
         )
     }
 }
@@ -185,6 +188,14 @@ impl Db {
                 .busy_timeout(Duration::from_secs(30));
             let pool = SqlitePoolOptions::new()
                 .max_connections(8)
+                // On a full disk SQLite rolls back by itself, of which sqlx does not know: it would take the connection for one inside a
+                // transaction for good.
+                .after_release(|connection, _| {
+                    Box::pin(async move {
+                        connection.ping().await?;
+                        Ok(!connection.is_in_transaction())
+                    })
+                })
                 .connect_with(options)
                 .await
                 .doing("opening it")?;

@@ -72,8 +72,10 @@ pub struct Sample {
 }
 
 /// Where a container stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Standing {
+    /// The engine's id.
+    pub id: String,
     /// It runs or has run: it must not be started again.
     pub begun: bool,
     /// When it was started, by the engine's clock.
@@ -87,8 +89,6 @@ pub struct Found {
     pub id: String,
     /// All labels.
     pub labels: BTreeMap<String, String>,
-    /// Whether it runs or has run.
-    pub begun: bool,
 }
 
 /// The engine said no, or did not answer.

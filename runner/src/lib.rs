@@ -19,4 +19,4 @@ pub mod task;
 mod usage;
 
 pub use logs::Recorded;
-pub use run::{Adopted, CleanUpError, JOB_LABEL, clean_up, run};
+pub use run::{Adopted, CleanUpError, JOB_LABEL, clean_up, find_begun, run};

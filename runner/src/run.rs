@@ -68,6 +68,15 @@ pub async fn run(
     }
 }
 
+/// The container of a job, if it runs or has run: only then must the job not be run again.
+pub async fn find_begun(engine: &Docker, job_id: Uuid) -> Result<Option<String>, EngineError> {
+    match engine.standing(&container_name(job_id)).await {
+        Ok(standing) => Ok(standing.begun.then_some(standing.id)),
+        Err(EngineError::NoContainer(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes what a run leaves: the job's container and its folder. Good as well when they are gone.
 pub async fn clean_up(engine: &Docker, work: &Path, job_id: Uuid) -> Result<(), CleanUpError> {
     engine.remove(&container_name(job_id)).await?;
@@ -231,10 +240,10 @@ impl Run<'_> {
     /// Waits until the engine answers again.
     async fn return_of_engine(&self, error: &EngineError) -> Result<(), Halt> {
         let patience = async {
+            tracing::warn!(job = %self.task.job_id, %error, "waiting for the container engine");
             self.report.warning(format!("{error}; waiting for the engine")).await;
             let mut pause = FIRST_PAUSE;
-            while let Err(error) = self.engine.ping().await {
-                tracing::warn!(job = %self.task.job_id, %error, "waiting for the container engine");
+            while self.engine.ping().await.is_err() {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }

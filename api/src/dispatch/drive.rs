@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Dispatcher, Error, Fate, Result, artifacts::JobArtifacts, finish::Ending, logs::log_line, task,
+    Dispatcher, Fate, Result, artifacts::JobArtifacts, finish::Ending, logs::log_line, task,
 };
 use crate::{
     domain::{id::FileId, solver::Release, time::now},
@@ -50,11 +50,13 @@ impl Dispatcher {
         };
         // Without an end the service is shutting down: the next one goes on.
         let Some(ending) = ending else { return Ok(()) };
-        match self.finish(&claimed, ending).await {
-            // Not ours any more, because the answer to an earlier attempt was lost: it has ended.
-            Ok(()) | Err(Error::Store(store::Error::Illegal(_))) => {}
-            // Container and outputs stay: the end is found again from them.
-            Err(error) => return Err(error),
+        if let Err(error) = self.finish(&claimed, ending).await {
+            let held = self.persist(|| self.0.db.jobs_leased(&self.0.lease)).await?;
+            if held.iter().any(|job| job.id == claimed.job.id) {
+                // Container and outputs stay: the end is found again from them.
+                return Err(error);
+            }
+            // It has ended: the answer to an earlier attempt was lost.
         }
         self.clear_away(claimed.job.id);
         Ok(())

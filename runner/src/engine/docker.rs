@@ -14,7 +14,7 @@ use bollard::{
     container::LogOutput,
     errors::Error,
     models::{
-        ContainerCreateBody, ContainerState, ContainerStateStatusEnum, ContainerSummaryStateEnum,
+        ContainerCreateBody, ContainerInspectResponse, ContainerStateStatusEnum,
         ContainerWaitResponse, HostConfig, HostConfigLogConfig, Mount, MountType,
     },
     query_parameters::{
@@ -104,20 +104,20 @@ impl Docker {
             Err(Error::DockerResponseServerError { status_code: 409, message }) => {
                 const DOING: &str = "creating the container";
                 let found = self.0.inspect_container(&spec.name, None).await;
-                let found = found.map_err(during(DOING))?;
-                match found.id {
-                    Some(id) if !standing(found.state).begun => Ok(id),
-                    _ => Err(EngineError::Failed { doing: DOING, reason: message }),
+                let found = standing(found.map_err(during(DOING))?);
+                if found.begun {
+                    return Err(EngineError::Failed { doing: DOING, reason: message });
                 }
+                Ok(found.id)
             }
             Err(error) => Err(during("creating the container")(error)),
         }
     }
 
-    /// Where a container stands.
+    /// Where a container stands, by its id or name. Waits for a start that is under way, of which [`Self::list`] would not know yet.
     pub async fn standing(&self, id: &str) -> Result<Standing, EngineError> {
         let container = self.0.inspect_container(id, None).await;
-        Ok(standing(container.map_err(during("inspecting the container"))?.state))
+        container.map(standing).map_err(during("inspecting the container"))
     }
 
     /// Starts a container.
@@ -236,8 +236,7 @@ impl Docker {
             .into_iter()
             .filter_map(|container| {
                 let labels = container.labels.unwrap_or_default().into_iter().collect();
-                let begun = container.state != Some(ContainerSummaryStateEnum::CREATED);
-                Some(Found { id: container.id?, labels, begun })
+                Some(Found { id: container.id?, labels })
             })
             .collect())
     }
@@ -338,10 +337,11 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn standing(state: Option<ContainerState>) -> Standing {
-    let state = state.unwrap_or_default();
+fn standing(container: ContainerInspectResponse) -> Standing {
+    let state = container.state.unwrap_or_default();
     let started_at = state.started_at.as_deref().and_then(moment).map(SystemTime::from);
     Standing {
+        id: container.id.unwrap_or_default(),
         begun: state.status != Some(ContainerStateStatusEnum::CREATED),
         // Before its start the engine says the year 1.
         started_at: started_at.filter(|at| *at > SystemTime::UNIX_EPOCH),
