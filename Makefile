@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test bench lint build images clients fuzz
+.PHONY: help demo serve test bench lint build images clients fuzz chaos
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 SOLVER ?= sleeper
@@ -42,6 +42,8 @@ test: ## Run all checks and tests
 	python=$$(scripts/python.sh) && SOLVERD_BIN=$(SOLVERD) $$python -m pytest tests/client
 	SOLVERD_BIN=$(SOLVERD) clients/check.sh
 	SOLVERD_BIN=$(SOLVERD) scripts/fuzz.sh 5
+	python=$$(scripts/python.sh) && SOLVERD_BIN=$(SOLVERD) $$python tests/chaos/chaos.py --cycles 7
+	url=$$(scripts/postgres.sh) && python=$$(scripts/python.sh) && CHAOS_POSTGRES_URL=$$url SOLVERD_BIN=$(SOLVERD) $$python tests/chaos/chaos.py --cycles 8
 
 clients: ## Generate the clients anew from openapi/openapi.json and compile them
 	@clients/generate.sh
@@ -54,6 +56,15 @@ fuzz: ## Fuzz the API on both databases (FUZZ=examples per operation)
 	@scripts/images.sh sleeper
 	cargo build --locked --package solverd --bin solverd
 	@SOLVERD_BIN=$(SOLVERD) scripts/fuzz.sh $(FUZZ) $$RANDOM
+
+CHAOS ?= 100
+chaos: ## Do random faults under a load of jobs, on both databases, and print the balance (CHAOS=cycles on each)
+	@scripts/rust.sh
+	@scripts/docker.sh
+	@scripts/images.sh sleeper
+	cargo build --locked --package solverd --bin solverd
+	@python=$$(scripts/python.sh) && SOLVERD_BIN=$(SOLVERD) $$python tests/chaos/chaos.py --cycles $(CHAOS)
+	@url=$$(scripts/postgres.sh) && python=$$(scripts/python.sh) && CHAOS_POSTGRES_URL=$$url SOLVERD_BIN=$(SOLVERD) $$python tests/chaos/chaos.py --cycles $(CHAOS)
 
 bench: build ## Time one trivial job beside the engine's own run of the same image, and lists of 1 000 and 1 000 000 jobs
 	@scripts/docker.sh

@@ -134,6 +134,8 @@ case ${1:-all} in
 sleeper) sleeper ;;
 calculix) calculix ;;
 all)
+    # The tests put a static one into images of their own.
+    [ -x /bin/busybox ] || apt_install busybox-static
     sleeper
     calculix
     ;;

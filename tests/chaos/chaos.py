@@ -36,6 +36,7 @@ REPO = Path(__file__).parent.parent.parent
 CHAOS = "simcore/services/comp/test/chaos"
 FINAL = {"SUCCESS", "FAILED", "ABORTED"}
 ROOT = os.geteuid() == 0
+OWN_ENGINE = ROOT and all(shutil.which(program) for program in ("dockerd", "containerd"))
 
 # The values stand in one line of JSON; a job's kind, its number of ticks and its nonce contain no quotes.
 SOLVER = r"""#!/bin/sh
@@ -82,7 +83,7 @@ class Engine:
     def __init__(self, folder: Path):
         self.folder, self.process = folder / "engine", None
         self.env = dict(os.environ)
-        if ROOT:
+        if OWN_ENGINE:
             self.folder.mkdir()
             self.env["DOCKER_HOST"] = f"unix://{self.folder / 'docker.sock'}"
             # Beside the engine, as a system's supervisor runs it: it outlives the engine, and so do the containers.
@@ -273,7 +274,9 @@ class World:
             "container removed by hand": self.remove_container, "object store away": self.storage_away,
         }  # fmt: skip
         if ROOT:
-            faults |= {"kill -9 of the engine": self.kill_engine, "restart of the engine": self.restart_engine, "disk full": self.fill_disk}
+            faults["disk full"] = self.fill_disk
+        if OWN_ENGINE:
+            faults |= {"kill -9 of the engine": self.kill_engine, "restart of the engine": self.restart_engine}
         if self.postgres:
             faults["database away"] = self.database_away
         return faults
@@ -344,7 +347,7 @@ class World:
         containers = self.engine("ps", "--all", "--format", "{{.ID}} {{.Names}}", "--filter", f"label=solverd.instance={self.instance()}")
         work = self.data / "work"
         found = {"containers": containers.splitlines(), "folders": sorted(path.name for path in work.iterdir()) if work.exists() else []}
-        if ROOT:
+        if OWN_ENGINE:
             found["volumes"] = self.engine("volume", "ls", "--quiet").split()
             networks = self.engine("network", "ls", "--format", "{{.Name}}").split()
             found["networks"] = sorted(set(networks) - {"none", "host", "bridge"})
@@ -353,7 +356,7 @@ class World:
     def close(self):
         for program in (self.service, self.storage):
             program.end(signal.SIGTERM)
-        if not ROOT:
+        if not OWN_ENGINE:
             for container in self.left().get("containers", []):
                 self.engine("rm", "--force", container.split()[0])
         self.engine.close()
@@ -513,7 +516,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     folder = Path(tempfile.mkdtemp(prefix="solverd-chaos."))
     url = os.environ.get("CHAOS_POSTGRES_URL")
-    say(f"{arguments.cycles} cycles, seed {arguments.seed}, {'Postgres' if url else 'SQLite'}, {'an engine of its own' if ROOT else 'without root'}")
+    say(f"{arguments.cycles} cycles, seed {arguments.seed}, {'Postgres' if url else 'SQLite'}, {'an engine of its own' if OWN_ENGINE else 'the engine at hand'}")
     world = World(folder, url, arguments.seed, arguments.outage)
     wrong, users, done = [], [], collections.Counter()
     try:
