@@ -66,10 +66,10 @@ chaos: ## Do random faults under a load of jobs, on both databases, and print th
 	@python=$$(scripts/python.sh) && SOLVERD_BIN=$(SOLVERD) $$python tests/chaos/chaos.py --cycles $(CHAOS)
 	@url=$$(scripts/postgres.sh) && python=$$(scripts/python.sh) && CHAOS_POSTGRES_URL=$$url SOLVERD_BIN=$(SOLVERD) $$python tests/chaos/chaos.py --cycles $(CHAOS)
 
-bench: build ## Time one trivial job beside the engine's own run of the same image, and lists of 1 000 and 1 000 000 jobs
+bench: build ## Time trivial jobs beside the engine's own runs, and lists of 1 000 and 1 000 000 jobs
 	@scripts/docker.sh
 	@scripts/images.sh sleeper
-	@python=$$(scripts/python.sh) && SOLVERD_BIN=$(RELEASE) scripts/with_service.sh $(SLEEPER):2.1.6 $$python scripts/bench.py 20 $(SLEEPER):2.1.6
+	@cargo bench --locked --package solverd --bench jobs
 	@url=$$(scripts/postgres.sh) && SOLVERD_TEST_POSTGRES_URL=$$url cargo bench --locked --package solverd --bench lists
 
 lint: ## Check format, lints and documentation
