@@ -134,8 +134,9 @@ case ${1:-all} in
 sleeper) sleeper ;;
 calculix) calculix ;;
 all)
-    # The tests put a static one into images of their own.
+    # The tests put a static busybox into images of their own, and these into a registry.
     [ -x /bin/busybox ] || apt_install busybox-static
+    have docker-registry || apt_install docker-registry
     sleeper
     calculix
     ;;

@@ -147,7 +147,7 @@ async fn main() {
     let jobs: u16 = env::var("JOBS").map_or(24, |jobs| jobs.parse().unwrap());
     let engine = Docker::connect().unwrap();
     let image = engine.image(IMAGE).await.expect("`scripts/images.sh sleeper` makes the image");
-    let mut release = labels::release(IMAGE, &image.id, &image.labels).unwrap();
+    let mut release = labels::release(IMAGE, &image.id, &image.digests, &image.labels).unwrap();
     if let Body::Container(container) = &mut release.body {
         container.resources = share(&engine).await;
     }

@@ -87,6 +87,7 @@ fn release(version: &str) -> Release {
         body: Body::Container(Container {
             image: String::new(),
             image_id: "sha256:1".to_owned(),
+            image_digest: None,
             command: vec![],
             env: [].into(),
             resources: Resources::default(),

@@ -5,12 +5,14 @@ mod doctor;
 use std::{
     io::{self, IsTerminal, Write},
     path::Path,
+    pin::pin,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, anyhow};
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use futures_util::TryStreamExt;
 use serde_json::json;
 use solverd::{
     App,
@@ -27,7 +29,7 @@ use solverd::{
     settings::{Settings, with_config_file},
     store::{self, Db},
 };
-use solverd_runner::engine::Docker;
+use solverd_runner::engine::{Docker, EngineError, Image};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -263,8 +265,8 @@ async fn publish(
         let release = if is_file {
             study(source, &db).await.with_context(|| format!("file {source}"))?
         } else {
-            let image = Docker::connect()?.image(source).await?;
-            labels::release(source, &image.id, &image.labels)
+            let image = image(source, out).await?;
+            labels::release(source, &image.id, &image.digests, &image.labels)
                 .with_context(|| format!("image {source}"))?
         };
         let is_new = db.release_publish(&release, now()).await?;
@@ -272,6 +274,20 @@ async fn publish(
         writeln!(out, "{} {} {note}", release.key, release.version)?;
     }
     Ok(())
+}
+
+/// An image that the engine has, or else one that its registry gives.
+async fn image(name: &str, out: &mut impl Write) -> anyhow::Result<Image> {
+    let engine = Docker::connect()?;
+    match engine.image(name).await {
+        Err(EngineError::NoImage(_)) => {}
+        found => return Ok(found?),
+    }
+    let mut lines = pin!(engine.pull(name));
+    while let Some(line) = lines.try_next().await? {
+        writeln!(out, "{line}")?;
+    }
+    Ok(engine.image(name).await?)
 }
 
 /// Reads a study from a file and looks up what its steps name.

@@ -1,6 +1,7 @@
 //! What the runner says to a container engine, in plain words. `docker` is the only module that names bollard.
 
 mod docker;
+mod registry;
 
 use std::{
     collections::BTreeMap,
@@ -28,6 +29,8 @@ pub struct Image {
     pub id: String,
     /// All labels.
     pub labels: BTreeMap<String, String>,
+    /// What registries it can be pulled from, each as `repository@sha256:…`.
+    pub digests: Vec<String>,
 }
 
 /// A container to create. Everything that is not here is a hardened default.
@@ -94,9 +97,17 @@ pub struct Found {
 /// The engine said no, or did not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// The image is not there and is not pulled.
+    /// The image is not there.
     #[error("image `{0}` is not in the container engine")]
     NoImage(String),
+    /// The image is not there, and its registry does not give it.
+    #[error("image `{image}` cannot be pulled: {reason}")]
+    Pull {
+        /// As it was asked for.
+        image: String,
+        /// The engine's words, or the registry's.
+        reason: String,
+    },
     /// The container is not there any more.
     #[error("container engine, {0}: the container is not there any more")]
     NoContainer(&'static str),

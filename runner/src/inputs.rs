@@ -189,6 +189,7 @@ mod tests {
             job_id: Uuid::nil(),
             image: String::new(),
             image_id: None,
+            image_digest: None,
             command: Vec::new(),
             env: BTreeMap::new(),
             resources: Resources { nano_cpus: 0, memory_bytes: 0 },

@@ -1,7 +1,8 @@
 //! One task from its first byte to its last: stage in, container, stage out; what is left is cleaned up when the outcome is safe.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, path::Path, pin::pin, time::Duration};
 
+use futures_util::TryStreamExt;
 use tokio::sync::mpsc::Sender;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -126,7 +127,9 @@ impl<E: Into<TaskError>> From<E> for Halt {
 impl From<EngineError> for TaskError {
     fn from(error: EngineError) -> Self {
         match error {
-            EngineError::NoImage(_) => Self::new(FailureKind::Image, error.to_string()),
+            EngineError::NoImage(_) | EngineError::Pull { .. } => {
+                Self::new(FailureKind::Image, error.to_string())
+            }
             EngineError::NoContainer(_) => {
                 let message =
                     "the container was removed by somebody else before the solver's end was seen";
@@ -175,17 +178,10 @@ impl Run<'_> {
     /// From nothing to a running container.
     async fn launch(&self, folders: &Folders, artifacts: &impl Artifacts) -> Result<String, Halt> {
         self.report.info(format!("image {}", self.task.image)).await;
-        let found = self.insist(|| self.engine.image(self.image())).await;
-        found.map_err(|halt| match (halt, &self.task.image_id) {
-            (Halt::Failed(TaskError { kind: FailureKind::Image, .. }), Some(id)) => {
-                let name = &self.task.image;
-                let message = format!(
-                    "image `{name}` as it was published ({id}) is not in the container engine any more"
-                );
-                TaskError::new(FailureKind::Image, message).into()
-            }
-            (halt, _) => halt,
-        })?;
+        match self.insist(|| self.engine.image(self.image())).await {
+            Err(Halt::Failed(TaskError { kind: FailureKind::Image, .. })) => self.pull().await?,
+            found => drop(found?),
+        }
         self.unless_stopped()?;
         folders.create().await.map_err(|error| {
             let message = format!("making the folder {}: {error}", folders.path().display());
@@ -205,6 +201,35 @@ impl Run<'_> {
         self.report.info("starting").await;
         self.start(&container).await?;
         Ok(container)
+    }
+
+    /// Gets the image from where it was published.
+    async fn pull(&self) -> Result<(), Halt> {
+        if let Some(digest) = &self.task.image_digest {
+            self.report.info(format!("pulling {digest}")).await;
+            let pull = async {
+                let mut lines = pin!(self.engine.pull(digest));
+                while let Some(line) = lines.try_next().await? {
+                    self.report.info(line).await;
+                }
+                Ok(())
+            };
+            self.or_stop(pull).await?;
+        }
+        // What was published under the digest may be for another kind of machine.
+        match (self.engine.image(self.image()).await, &self.task.image_id) {
+            (Err(EngineError::NoImage(_)), Some(id)) => {
+                let name = &self.task.image;
+                let message = format!(
+                    "image `{name}` as it was published ({id}) is not in the container engine any more"
+                );
+                Err(TaskError::new(FailureKind::Image, message).into())
+            }
+            (found, _) => {
+                found?;
+                Ok(())
+            }
+        }
     }
 
     fn image(&self) -> &str {

@@ -20,6 +20,9 @@ pub struct Task {
     /// The engine's id of the very image to run, wherever its name points by now.
     #[serde(default)]
     pub image_id: Option<String>,
+    /// Where the image can be pulled from when the engine does not have it, as `repository@sha256:…`.
+    #[serde(default)]
+    pub image_digest: Option<String>,
     /// Arguments given to the image's entry point, normally `["run"]`.
     pub command: Vec<String>,
     /// Further environment, after the contract's own variables (which it cannot override).

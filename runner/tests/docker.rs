@@ -221,6 +221,7 @@ fn task(script: &str) -> Task {
         job_id: Uuid::now_v7(),
         image: IMAGE.to_owned(),
         image_id: None,
+        image_digest: None,
         command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         env: BTreeMap::new(),
         resources: Resources { nano_cpus: 1_000_000_000, memory_bytes: 64 << 20 },

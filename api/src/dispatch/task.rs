@@ -73,6 +73,7 @@ impl Dispatcher {
             job_id: job.id.0,
             image: container.image.clone(),
             image_id: Some(container.image_id.clone()),
+            image_digest: container.image_digest.clone(),
             command: container.command.clone(),
             env: container.env.clone(),
             resources: Resources {

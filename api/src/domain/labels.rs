@@ -73,10 +73,20 @@ struct Declared {
     _widget: Option<Json>,
 }
 
-/// Reads a release from the labels of `image`, whose content has the id `image_id`.
+/// The digest for the repository that an image is named by.
+fn image_digest(image: &str, digests: &[String]) -> Option<String> {
+    let name = image.split('@').next().unwrap_or_default();
+    // A colon before the last slash belongs to the registry's port.
+    let path = name.rfind('/').map_or(0, |slash| slash + 1);
+    let repository = name[path..].find(':').map_or(name, |colon| &name[..path + colon]);
+    digests.iter().find(|digest| digest.split('@').next() == Some(repository)).cloned()
+}
+
+/// Reads a release from the labels of `image`, whose content has the id `image_id`, and is known to registries by `digests`.
 pub fn release(
     image: &str,
     image_id: &str,
+    digests: &[String],
     labels: &BTreeMap<String, String>,
 ) -> Result<Release, LabelError> {
     let metadata: Metadata =
@@ -114,6 +124,7 @@ pub fn release(
         body: Body::Container(Container {
             image: image.to_owned(),
             image_id: image_id.to_owned(),
+            image_digest: image_digest(image, digests),
             command: settings.command,
             env: settings.env,
             resources: settings.resources,
@@ -324,6 +335,21 @@ mod tests {
     }
 
     #[test]
+    fn the_digest_is_that_of_the_repository() {
+        let digests = ["a/b@sha256:1", "127.0.0.1:5000/a/b@sha256:2"].map(str::to_owned);
+        for (image, expected) in [
+            ("a/b:1.0.0", Some("a/b@sha256:1")),
+            ("a/b", Some("a/b@sha256:1")),
+            ("127.0.0.1:5000/a/b", Some("127.0.0.1:5000/a/b@sha256:2")),
+            ("127.0.0.1:5000/a/b:1.0.0", Some("127.0.0.1:5000/a/b@sha256:2")),
+            ("127.0.0.1:5000/a/b@sha256:2", Some("127.0.0.1:5000/a/b@sha256:2")),
+            ("b:1.0.0", None),
+        ] {
+            assert_eq!(image_digest(image, &digests).as_deref(), expected, "{image}");
+        }
+    }
+
+    #[test]
     fn a_release_is_read_in_declared_order() {
         let mut labels = labels(&[(
             "inputs",
@@ -342,7 +368,7 @@ mod tests {
             ])
             .to_string(),
         );
-        let release = release("one:1.2.3", "sha256:1", &labels).unwrap();
+        let release = release("one:1.2.3", "sha256:1", &[], &labels).unwrap();
         assert_eq!(
             release.inputs.iter().map(|port| port.key.as_str()).collect::<Vec<_>>(),
             ["z", "a", "s"]
@@ -407,11 +433,12 @@ mod tests {
             ),
         ];
         for (field, value, expected) in cases {
-            let error =
-                release("image", "sha256:1", &labels(&[(field, value)])).unwrap_err().to_string();
+            let error = release("image", "sha256:1", &[], &labels(&[(field, value)]))
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(expected), "{error}\n  lacks\n{expected}");
         }
-        let error = release("busybox", "sha256:1", &BTreeMap::new()).unwrap_err().to_string();
+        let error = release("busybox", "sha256:1", &[], &BTreeMap::new()).unwrap_err().to_string();
         assert!(error.contains("is `busybox` an oSPARC service?"), "{error}");
     }
 }

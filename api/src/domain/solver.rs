@@ -135,6 +135,20 @@ pub struct Release {
     pub body: Body,
 }
 
+impl Release {
+    /// Whether publishing the one again as the other changes nothing: an image stays the same when a registry gets to know it.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let known = |release: &Self| {
+            let mut release = release.clone();
+            if let Body::Container(container) = &mut release.body {
+                container.image_digest = None;
+            }
+            release
+        };
+        known(self) == known(other)
+    }
+}
+
 /// What a release runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -152,6 +166,9 @@ pub struct Container {
     pub image: String,
     /// The engine's id of the image that was published: jobs run this one, wherever the reference points by now.
     pub image_id: String,
+    /// Where that image can be pulled from when the engine does not have it, as `repository@sha256:…`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_digest: Option<String>,
     /// Arguments to the entry point.
     pub command: Vec<String>,
     /// Environment.

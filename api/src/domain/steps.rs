@@ -491,6 +491,7 @@ mod tests {
             body: Body::Container(Container {
                 image: String::new(),
                 image_id: String::new(),
+                image_digest: None,
                 command: vec![],
                 env: BTreeMap::new(),
                 resources: Resources::default(),

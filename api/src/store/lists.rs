@@ -388,7 +388,7 @@ mod tests {
             label("version", "1.0.0"),
             label("integration-version", "1.0.0"),
         ];
-        let release = labels::release("a", "sha256:1", &labels.into()).unwrap();
+        let release = labels::release("a", "sha256:1", &[], &labels.into()).unwrap();
         db.release_publish(&release, now()).await.unwrap();
         let begin = now();
         let mut listed: Vec<Job> = Vec::new();

@@ -29,7 +29,7 @@ impl Db {
             Err(error) if is_duplicate(&error) => {
                 // SQLite would keep others waiting for it.
                 drop(tx);
-                if self.release_get(&release.key, &release.version).await? == *release {
+                if self.release_get(&release.key, &release.version).await?.is_same(release) {
                     return Ok(false);
                 }
                 Err(Error::Conflict(format!(

@@ -202,6 +202,7 @@ fn release(text: &str) -> Release {
         body: Body::Container(Container {
             image: "solver:1".to_owned(),
             image_id: "sha256:1".to_owned(),
+            image_digest: None,
             command: vec!["run".to_owned(), "--fast".to_owned()],
             env: [("A".to_owned(), "1".to_owned())].into(),
             resources: Resources::default(),

@@ -386,7 +386,7 @@ pub(crate) async fn containers(data: &Path) -> Vec<String> {
 pub(crate) async fn sleeper() -> Release {
     let image = Docker::connect().unwrap().image(IMAGE).await;
     let image = image.expect("`scripts/images.sh sleeper` makes it");
-    labels::release(IMAGE, &image.id, &image.labels).unwrap()
+    labels::release(IMAGE, &image.id, &image.digests, &image.labels).unwrap()
 }
 
 /// The sleeper under another version, taking other resources.

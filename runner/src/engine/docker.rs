@@ -7,7 +7,7 @@ use std::{
     future::ready,
     path::PathBuf,
     pin::pin,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bollard::{
@@ -15,18 +15,19 @@ use bollard::{
     errors::Error,
     models::{
         ContainerCreateBody, ContainerInspectResponse, ContainerStateStatusEnum,
-        ContainerWaitResponse, HostConfig, HostConfigLogConfig, Mount, MountType,
+        ContainerWaitResponse, CreateImageInfo, HostConfig, HostConfigLogConfig, Mount, MountType,
+        ProgressDetail,
     },
     query_parameters::{
-        CreateContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
-        LogsOptionsBuilder, RemoveContainerOptionsBuilder, StatsOptionsBuilder,
-        StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
+        CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
+        ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+        StatsOptionsBuilder, StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
     },
 };
 use chrono::{DateTime, Utc};
 use futures_util::{Stream, StreamExt};
 
-use super::{ContainerSpec, EngineError, Exit, Found, Image, Machine, Sample, Standing};
+use super::{ContainerSpec, EngineError, Exit, Found, Image, Machine, Sample, Standing, registry};
 use crate::{
     logs::{Lines, Source},
     task::Resources,
@@ -40,6 +41,9 @@ const CAPABILITIES: [&str; 5] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "S
 
 /// Exit code after SIGKILL.
 const KILLED: i64 = 137;
+
+/// How often a pull tells of the bytes that come in.
+const PULL_NEWS: Duration = Duration::from_secs(5);
 
 /// How long after its end a container may still turn out to have been killed for its memory.
 const LATE: Duration = Duration::from_secs(2);
@@ -71,6 +75,44 @@ impl Docker {
         })
     }
 
+    /// Pulls an image, with the credentials of Docker's own configuration; items are lines that say how far it is.
+    pub fn pull(
+        &self,
+        image: &str,
+    ) -> impl Stream<Item = Result<String, EngineError>> + Send + use<> {
+        let (engine, image) = (self.0.clone(), image.to_owned());
+        let failed = {
+            let image = image.clone();
+            move |reason: String| EngineError::Pull { image: image.clone(), reason }
+        };
+        let looking = {
+            let image = image.clone();
+            tokio::task::spawn_blocking(move || registry::credentials(&image))
+        };
+        let lines = async move {
+            let credentials = match looking.await {
+                Ok(found) => found.map_err(&failed)?,
+                Err(error) => return Err(failed(error.to_string())),
+            };
+            let reference = registry::with_tag(&image);
+            let options = CreateImageOptionsBuilder::default().from_image(&reference).build();
+            let mut shown = None;
+            let lines =
+                engine.create_image(Some(options), None, credentials).filter_map(move |info| {
+                    ready(match info {
+                        Ok(info) => pulled(info, &mut shown).map(Ok),
+                        Err(Error::DockerResponseServerError { message, .. }) => {
+                            Some(Err(failed(message)))
+                        }
+                        Err(Error::DockerStreamError { error }) => Some(Err(failed(error))),
+                        Err(error) => Some(Err(during("pulling the image")(error))),
+                    })
+                });
+            Ok(lines)
+        };
+        futures_util::TryStreamExt::try_flatten(futures_util::stream::once(lines))
+    }
+
     /// Looks an image up; never pulls.
     pub async fn image(&self, reference: &str) -> Result<Image, EngineError> {
         let image =
@@ -80,6 +122,7 @@ impl Docker {
             })?;
         Ok(Image {
             id: image.id.unwrap_or_default(),
+            digests: image.repo_digests.unwrap_or_default(),
             labels: image
                 .config
                 .and_then(|config| config.labels)
@@ -321,6 +364,26 @@ fn during(doing: &'static str) -> impl Fn(Error) -> EngineError {
             EngineError::Failed { doing, reason }
         }
     }
+}
+
+/// A line about a pull. Of bytes that come in there is one now and then.
+fn pulled(info: CreateImageInfo, shown: &mut Option<Instant>) -> Option<String> {
+    let mut line = info.status?;
+    if let Some(layer) = info.id {
+        line = format!("{layer}: {line}");
+    }
+    if let Some(ProgressDetail { current: Some(current), total }) = info.progress_detail {
+        if shown.is_some_and(|at| at.elapsed() < PULL_NEWS) {
+            return None;
+        }
+        *shown = Some(Instant::now());
+        let mib = |bytes: i64| format!("{} MiB", bytes >> 20);
+        line = match total {
+            Some(total) => format!("{line} {} of {}", mib(current), mib(total)),
+            None => format!("{line} {}", mib(current)),
+        };
+    }
+    Some(line)
 }
 
 /// An error with all its reasons.
