@@ -200,7 +200,7 @@ pub async fn open_db(settings: &Settings) -> anyhow::Result<Db> {
 }
 
 /// The data folder as an absolute path: Docker mounts the jobs' folders from it.
-fn make_data_dir(path: &Path) -> anyhow::Result<PathBuf> {
+pub fn make_data_dir(path: &Path) -> anyhow::Result<PathBuf> {
     let doing = || format!("making the data folder {} (setting `data-dir`)", path.display());
     // Everybody's files and the hashes of all secrets are below it.
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).with_context(doing)?;

@@ -4,7 +4,7 @@ use std::{io::Write, net::SocketAddr, time::Duration};
 
 use anyhow::bail;
 use solverd::{
-    app::{external_storage, open_db},
+    app::{external_storage, make_data_dir, open_db},
     objects::Objects,
     settings::Settings,
 };
@@ -23,6 +23,7 @@ pub(crate) async fn run(settings: &Settings, out: &mut impl Write) -> anyhow::Re
     let running = is_solverd(settings.listen).await;
     let findings = [
         docker().await,
+        folders(settings).await,
         database(settings).await,
         port(
             "API port",
@@ -53,6 +54,29 @@ async fn docker() -> Finding {
     });
     let remedy = "install and start Docker; your user must be in the group `docker`, and DOCKER_HOST must be right if it is set";
     ("Docker", found.map_err(|error| (error.to_string(), remedy)))
+}
+
+/// The engine mounts jobs' folders by their path, which must be the same where the engine runs.
+async fn folders(settings: &Settings) -> Finding {
+    let seen = async {
+        let folder = make_data_dir(&settings.data_dir)?;
+        let probe = tempfile::NamedTempFile::new_in(&folder)?;
+        let token = uuid::Uuid::now_v7().to_string();
+        std::fs::write(probe.path(), &token)?;
+        let name = probe.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let seen = Docker::connect()?.sees(&folder, &name, token.as_bytes()).await?;
+        anyhow::Ok((folder.display().to_string(), seen))
+    };
+    let remedy = "the data folder must be there under the same path where Docker runs: if solverd is itself in a container, mount it \
+                  under that path, as docker-compose.yml does; if Docker is on another machine, jobs cannot run there";
+    let finding = match seen.await {
+        Ok((folder, true)) => Ok(format!("a container sees what is in {folder}")),
+        Ok((folder, false)) => {
+            Err((format!("a container does not see what is in {folder}"), remedy))
+        }
+        Err(error) => Err((format!("{error:#}"), "look at the setting `data-dir`, and at Docker")),
+    };
+    ("Jobs' folders", finding)
 }
 
 async fn database(settings: &Settings) -> Finding {

@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     future::ready,
-    path::PathBuf,
+    path::Path,
     pin::pin,
     time::{Duration, Instant, SystemTime},
 };
@@ -19,13 +19,16 @@ use bollard::{
         ProgressDetail,
     },
     query_parameters::{
-        CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
-        ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-        StatsOptionsBuilder, StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
+        CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
+        DownloadFromContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
+        LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptions, StatsOptionsBuilder,
+        StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
     },
 };
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
+use uuid::Uuid;
 
 use super::{ContainerSpec, EngineError, Exit, Found, Image, Machine, Sample, Standing, registry};
 use crate::{
@@ -110,7 +113,56 @@ impl Docker {
                 });
             Ok(lines)
         };
-        futures_util::TryStreamExt::try_flatten(futures_util::stream::once(lines))
+        stream::once(lines).try_flatten()
+    }
+
+    /// Whether the engine sees a file of ours in a folder that it mounts: proved by a container that is created and never started.
+    pub async fn sees(
+        &self,
+        folder: &Path,
+        file: &str,
+        content: &[u8],
+    ) -> Result<bool, EngineError> {
+        const DOING: &str = "looking into a folder of ours";
+        // An archive of nothing: two empty blocks.
+        let nothing = bollard::body_full(Bytes::from_static(&[0; 1024]));
+        let name = format!("solverd-probe-{}", Uuid::now_v7());
+        let options = CreateImageOptionsBuilder::default().from_src("-").repo(&name).build();
+        let import = self.0.create_image(Some(options), Some(nothing), None);
+        import.try_for_each(|_| ready(Ok(()))).await.map_err(during(DOING))?;
+        let host = HostConfig {
+            mounts: Some(vec![bind(folder, "/probe")]),
+            network_mode: Some("none".to_owned()),
+            ..HostConfig::default()
+        };
+        let container = ContainerCreateBody {
+            image: Some(name.clone()),
+            cmd: Some(vec!["never".to_owned()]),
+            host_config: Some(host),
+            ..ContainerCreateBody::default()
+        };
+        let options = CreateContainerOptionsBuilder::default().name(&name).build();
+        let seen = async {
+            self.0.create_container(Some(options), container).await?;
+            let path = format!("/probe/{file}");
+            let options = DownloadFromContainerOptionsBuilder::default().path(&path).build();
+            let archive = self.0.download_from_container(&name, Some(options));
+            archive
+                .try_fold(Vec::new(), |bytes, more| ready(Ok([bytes, more.to_vec()].concat())))
+                .await
+        };
+        let seen = seen.await;
+        self.remove(&name).await?;
+        self.0
+            .remove_image(&name, None::<RemoveImageOptions>, None)
+            .await
+            .map_err(during(DOING))?;
+        match seen {
+            Ok(archive) => Ok(archive.windows(content.len()).any(|bytes| bytes == content)),
+            // No such folder there, or no such file in it.
+            Err(Error::DockerResponseServerError { status_code: 400 | 404, .. }) => Ok(false),
+            Err(error) => Err(during(DOING)(error)),
+        }
     }
 
     /// Looks an image up; never pulls.
@@ -285,16 +337,19 @@ impl Docker {
     }
 }
 
-/// The engine's form of a container, with the hardening that every one gets.
-fn body(spec: &ContainerSpec) -> ContainerCreateBody {
-    let mount = |(folder, target): &(PathBuf, String)| Mount {
+fn bind(folder: &Path, target: &str) -> Mount {
+    Mount {
         typ: Some(MountType::BIND),
         source: Some(folder.to_string_lossy().into_owned()),
-        target: Some(target.clone()),
+        target: Some(target.to_owned()),
         ..Mount::default()
-    };
+    }
+}
+
+/// The engine's form of a container, with the hardening that every one gets.
+fn body(spec: &ContainerSpec) -> ContainerCreateBody {
     let host = HostConfig {
-        mounts: Some(spec.mounts.iter().map(mount).collect()),
+        mounts: Some(spec.mounts.iter().map(|(folder, target)| bind(folder, target)).collect()),
         network_mode: (!spec.network).then(|| "none".to_owned()),
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
         cap_drop: Some(vec!["ALL".to_owned()]),
