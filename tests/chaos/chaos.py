@@ -98,8 +98,9 @@ class Engine:
 
     def start(self):
         (self.folder / "pid").unlink(missing_ok=True)
+        # In a network of its own: without a bridge, it would remove that of the engine at hand.
         self.process = self.spawn(
-            "dockerd", "--host", self.env["DOCKER_HOST"], "--data-root", self.folder / "data", "--exec-root", self.folder / "run",
+            "unshare", "--net", "dockerd", "--host", self.env["DOCKER_HOST"], "--data-root", self.folder / "data", "--exec-root", self.folder / "run",
             "--containerd", self.folder / "containerd.sock", "--pidfile", self.folder / "pid",
             "--bridge=none", "--iptables=false", "--ip6tables=false",
         )  # fmt: skip

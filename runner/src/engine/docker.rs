@@ -317,8 +317,15 @@ impl Docker {
 
     /// Removes a container with its volumes, killing it if it runs. Good as well when it is gone.
     pub async fn remove(&self, id: &str) -> Result<(), EngineError> {
+        const DOING: &str = "removing the container";
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        unless_gone(self.0.remove_container(id, Some(options)).await, "removing the container")
+        match self.0.remove_container(id, Some(options)).await {
+            // By somebody else: it is not gone yet.
+            Err(Error::DockerResponseServerError { status_code: 409, message: reason }) => {
+                Err(EngineError::Away { doing: DOING, reason })
+            }
+            done => unless_gone(done, DOING),
+        }
     }
 
     /// All containers, running or not, with a label: `key` or `key=value`.
