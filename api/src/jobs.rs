@@ -41,7 +41,7 @@ use crate::{
         file::{File, FileRef},
         filter::JobFilter,
         id::JobId,
-        job::{Job as DomainJob, JobError, JobState, RunningState},
+        job::{Job as DomainJob, JobStatus},
         solver::{SolverKey, Version},
         time::now,
         value::Values,
@@ -254,40 +254,6 @@ fn runner(job: &DomainJob) -> (String, String) {
     let key = job.solver_key.as_str().replace('/', "%2F");
     let path = release_path(&job.solver_key, &job.solver_version);
     (format!("solvers/{key}/releases/{}", job.solver_version), path)
-}
-
-/// How a job is getting on.
-#[derive(Serialize, ToSchema)]
-pub struct JobStatus {
-    #[schema(value_type = uuid::Uuid)]
-    job_id: JobId,
-    #[schema(value_type = RunningState)]
-    state: JobState,
-    /// Percent; never falls, and is 100 in every final state.
-    #[schema(minimum = 0, maximum = 100)]
-    progress: i32,
-    /// When it was started by its owner; until then, when it was created.
-    submitted_at: DateTime<Utc>,
-    /// When the solver began to run.
-    started_at: Option<DateTime<Utc>>,
-    /// When it reached a final state.
-    stopped_at: Option<DateTime<Utc>>,
-    /// Why it failed.
-    errors: Option<Vec<JobError>>,
-}
-
-impl From<DomainJob> for JobStatus {
-    fn from(job: DomainJob) -> Self {
-        Self {
-            job_id: job.id,
-            state: job.state,
-            progress: job.progress,
-            submitted_at: job.submitted_at.unwrap_or(job.created_at),
-            started_at: job.started_at,
-            stopped_at: job.stopped_at,
-            errors: job.error.map(|error| vec![error]),
-        }
-    }
 }
 
 /// Values of a job's outputs.

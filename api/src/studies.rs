@@ -15,7 +15,7 @@ use crate::{
     dispatch::{LogZips, Wake},
     domain::{
         id::{JobId, StudyId},
-        job::Job as DomainJob,
+        job::{Job as DomainJob, JobStatus},
         labels::cut,
         solver::{Port, Version},
         study::Study as DomainStudy,
@@ -24,7 +24,7 @@ use crate::{
     error::{ApiError, ErrorCode, Errors, FieldError, Result},
     jobs::{
         self, CreateQuery, IdempotencyKey, Job, JobInputs, JobMetadata, JobMetadataUpdate,
-        JobOutputs, JobStatus, Parent, Rules, StartQuery,
+        JobOutputs, Parent, Rules, StartQuery,
     },
     objects::Objects,
     paging::{Page, Paging},

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 use utoipa::ToSchema;
@@ -328,6 +329,40 @@ impl Job {
     /// Object key of a job's log zip.
     pub fn log_object_key(id: JobId) -> String {
         format!("jobs/{id}/log.zip")
+    }
+}
+
+/// How a job is getting on.
+#[derive(Serialize, ToSchema)]
+pub struct JobStatus {
+    #[schema(value_type = uuid::Uuid)]
+    job_id: JobId,
+    #[schema(value_type = RunningState)]
+    state: JobState,
+    /// Percent; never falls, and is 100 in every final state.
+    #[schema(minimum = 0, maximum = 100)]
+    progress: i32,
+    /// When it was started by its owner; until then, when it was created.
+    submitted_at: DateTime<Utc>,
+    /// When the solver began to run.
+    started_at: Option<DateTime<Utc>>,
+    /// When it reached a final state.
+    stopped_at: Option<DateTime<Utc>>,
+    /// Why it failed.
+    errors: Option<Vec<JobError>>,
+}
+
+impl From<Job> for JobStatus {
+    fn from(job: Job) -> Self {
+        Self {
+            job_id: job.id,
+            state: job.state,
+            progress: job.progress,
+            submitted_at: job.submitted_at.unwrap_or(job.created_at),
+            started_at: job.started_at,
+            stopped_at: job.stopped_at,
+            errors: job.error.map(|error| vec![error]),
+        }
     }
 }
 

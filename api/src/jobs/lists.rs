@@ -14,13 +14,13 @@ use serde::{
 };
 use utoipa::{IntoParams, ToSchema};
 
-use super::{Job, JobMetadata, JobPage, JobStatus};
+use super::{Job, JobMetadata, JobPage};
 use crate::{
     auth::Caller,
     domain::{
         filter::{Glob, JobFilter, NoteFilter},
         id::JobId,
-        job::RunningState,
+        job::{JobStatus, RunningState},
     },
     error::{Errors, FieldError, Result},
     paging::{Page, Paging},
