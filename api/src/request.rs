@@ -24,6 +24,10 @@ const BODY_TIMEOUT: Duration = Duration::from_mins(1);
 /// How deep JSON may be nested: what `serde_json` takes.
 const DEPTH: usize = 127;
 
+/// Fields that no answer repeats, and what it shows instead.
+const SECRETS: [&str; 2] = ["secret", "root_key"];
+pub(crate) const CONCEALED: &str = "(not shown)";
+
 /// Lets handlers take types that are read from a request's head by their function `of(&HttpRequest) -> Result<Self>`.
 macro_rules! from_request {
     ($($type:ty),*) => {$(
@@ -267,6 +271,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Box<FieldError>> {
             }
             .unwrap_or_default();
         }
+        conceal(loc.last().map_or("", String::as_str), &mut input);
         // serde_json has no other mark for it.
         let msg = if error.to_string().starts_with("recursion limit exceeded") {
             format!("`body` must not be nested deeper than {DEPTH} levels")
@@ -286,6 +291,16 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Box<FieldError>> {
     })?;
     deserializer.end().map_err(|error| refuse(vec!["body".to_owned()], &error))?;
     Ok(value)
+}
+
+/// Takes secrets out of a value that is to be repeated to whoever sent it: answers end up in logs.
+fn conceal(name: &str, value: &mut Json) {
+    match value {
+        _ if SECRETS.contains(&name) => *value = CONCEALED.into(),
+        Json::Object(fields) => fields.iter_mut().for_each(|(name, value)| conceal(name, value)),
+        Json::Array(items) => items.iter_mut().for_each(|item| conceal("", item)),
+        Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => {}
+    }
 }
 
 #[cfg(test)]
@@ -332,5 +347,10 @@ mod tests {
             ("body.x.1.size".to_owned(), Json::from("a.b"))
         );
         assert_eq!(parse::<Outer>(b"[{}]").unwrap_err().msg, "`body` must be an object, got [{}]");
+        for secret in ["\"s3cret\"", "[\"s3cret\"]"] {
+            let body = format!(r#"{{"inner": {{"secret": {secret}}}}}"#);
+            let error = parse::<Outer>(body.as_bytes()).unwrap_err();
+            assert_eq!(error.input, serde_json::json!({"secret": CONCEALED}));
+        }
     }
 }
