@@ -158,7 +158,7 @@ async fn measure(url: &str, jobs: i64) -> Vec<(&'static str, f64)> {
     times.push(("1000 jobs by id", by_id.await));
     let create = median(async || {
         let job = Job::new(owner, key.clone(), "1.0.0".to_owned(), String::new(), now());
-        db.job_add(&job, &Values::default()).await.unwrap();
+        db.job_add(&job, &Values::default(), None).await.unwrap();
     });
     times.push(("creating a job", create.await));
     db.close().await;

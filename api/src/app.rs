@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::{
     auth::authenticate,
-    dispatch::{Dispatcher, Wake},
+    dispatch::{Dispatcher, Wake, Webhooks},
     domain::{
         time::now,
         user::{Credentials, check_key, parse_email, secret_hash},
@@ -63,6 +63,8 @@ pub struct App {
     storage: Option<Storage>,
     dispatcher: Dispatcher,
     wake: Wake,
+    /// Whether callbacks may go to addresses that are not public.
+    private_callbacks: bool,
     first_user: Option<(String, Credentials)>,
     /// Keeps other services from the data folder.
     lock: File,
@@ -98,6 +100,7 @@ impl App {
             data_dir.join("work"),
             instance,
             wake.clone(),
+            Webhooks::new(settings.webhook_private_addresses, settings.webhook_pauses.clone())?,
         )
         .await?;
         // Last, because a secret that is shown once must not be lost to a start that fails.
@@ -113,6 +116,7 @@ impl App {
             storage,
             dispatcher,
             wake,
+            private_callbacks: settings.webhook_private_addresses,
             first_user,
             lock,
         })
@@ -131,7 +135,7 @@ impl App {
     /// Serves until `shutdown`; then ends what runs and closes everything.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { listener, public_url, db, objects, storage, dispatcher, wake, lock, .. } = self;
-        let rules = Data::new(Rules::default());
+        let rules = Data::new(Rules::new(self.private_callbacks));
         let logs = dispatcher.logs();
         let pool = db.clone();
         let closing = Data::new(shutdown.clone());

@@ -10,6 +10,7 @@ mod finish;
 mod logs;
 mod steps;
 mod task;
+mod webhooks;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,6 +29,7 @@ use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use logs::LogZips;
+pub use webhooks::Webhooks;
 
 use crate::{
     domain::{
@@ -97,6 +99,7 @@ struct Inner {
     /// What the whole machine has.
     machine: Resources,
     wake: Wake,
+    webhooks: Webhooks,
     slots: Mutex<HashMap<JobId, Slot>>,
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -141,6 +144,7 @@ impl Dispatcher {
         work: PathBuf,
         instance: String,
         wake: Wake,
+        webhooks: Webhooks,
     ) -> Result<Self> {
         let machine = engine.machine().await?.resources;
         let dispatcher = Self(Arc::new(Inner {
@@ -152,6 +156,7 @@ impl Dispatcher {
             lease: Lease { instance },
             machine: Resources { nano_cpus: machine.nano_cpus, memory_bytes: machine.memory_bytes },
             wake,
+            webhooks,
             slots: Mutex::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -184,9 +189,11 @@ impl Dispatcher {
         self.0.tasks.wait().await;
     }
 
-    /// Decides all there is to decide at this moment: stop what is to be stopped, start what fits, clear away what was deleted.
+    /// Decides all there is to decide at this moment: tell who is to be told, stop what is to be stopped, start what fits, clear away what
+    /// was deleted.
     pub async fn step(&self) -> Result<()> {
         let inner = &self.0;
+        self.deliver_callbacks().await?;
         for id in inner.db.jobs_leased_to_stop(&inner.lease).await? {
             if let Some(slot) = inner.slots().get(&id) {
                 slot.stop.cancel();

@@ -14,3 +14,4 @@ pub mod time;
 pub mod usage;
 pub mod user;
 pub mod value;
+pub mod webhook;

@@ -2,6 +2,7 @@
 
 #![expect(unreachable_pub, reason = "the route macros nest the handlers")]
 
+pub mod callbacks;
 mod create;
 mod events;
 pub mod lists;
@@ -45,6 +46,7 @@ use crate::{
         solver::{SolverKey, Version},
         time::now,
         value::Values,
+        webhook::CallbackStatus,
     },
     error::{ApiError, ErrorCode, Errors, FieldError, Result},
     files::{Content, forget},
@@ -194,13 +196,15 @@ pub struct JobEncryptionInputs {
 #[expect(dead_code, reason = "only its schema is used")]
 pub struct FileIdText(String);
 
-/// Values of a job's inputs.
+/// Values of a job's inputs, and where its end is to be told.
 #[derive(Deserialize, ToSchema)]
 #[schema(example = json!({"values": {"input_2": 3, "input_3": false}}))]
 pub struct JobInputs {
     /// By port. Ports that are left out take their default.
     #[schema(value_type = KeywordArguments)]
-    pub(crate) values: Values,
+    values: Values,
+    /// Where the end of the job is to be told. Nobody is told of a job that was deleted.
+    callback: Option<callbacks::JobCallback>,
 }
 
 /// A run of a solver.
@@ -385,7 +389,7 @@ impl PartialSchema for MetaValueType {
 ///
 /// Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is
 /// accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be
-/// repeated: there is one job, and every answer is the same.
+/// repeated: there is one job, and every answer is the same. With a `callback` nobody has to wait for its end.
 #[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery, Parent, IdempotencyKey), request_body = JobInputs, responses(
     (status = 201, description = "The job, not started.", body = Job),
     (status = 409, description = "The job that this key made was deleted.", body = crate::error::ErrorBody),
@@ -403,7 +407,7 @@ pub async fn create_solver_job(
     db: Data<Db>,
     rules: Data<Rules>,
 ) -> Result<HttpResponse> {
-    let job = create(&path, None, body.0.values, key, &caller, &db, &rules).await?;
+    let job = create(&path, None, body.0, key, &caller, &db, &rules).await?;
     Ok(HttpResponse::Created().json(Job::new(&job, &base)))
 }
 
@@ -652,6 +656,19 @@ pub async fn get_job_events(
         // Proxies like nginx would collect the events before they pass them on.
         .insert_header(("X-Accel-Buffering", "no"))
         .streaming(events))
+}
+
+/// Get a job's callback.
+///
+/// Where the end of the job is told, and what became of that: only if the job was created with a callback.
+#[utoipa::path(tag = "jobs", params(events::EventsPath), responses((status = 200, description = "How it stands.", body = CallbackStatus), Errors))]
+#[get("/v0/jobs/{job_id:[^/:]+}/callback")]
+pub async fn get_job_callback(
+    path: events::EventsPath,
+    caller: Caller,
+    db: Data<Db>,
+) -> Result<Json<CallbackStatus>> {
+    Ok(Json(db.callback_get(path.job_id, caller.id()).await?))
 }
 
 /// Get your notes on a job.

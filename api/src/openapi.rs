@@ -5,17 +5,21 @@ mod version_3_0;
 
 use actix_web::App;
 use utoipa::{
-    Modify, OpenApi,
+    Modify, OpenApi, Path,
     openapi::{
-        RefOr, Schema,
-        path::{Parameter, ParameterIn},
+        HttpMethod, PathItem, Ref, RefOr, Schema,
+        path::{Callback, Parameter, ParameterIn},
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     },
 };
 use utoipa_actix_web::AppExt;
 
 use crate::{
-    domain::solver::{SolverKey, Version},
+    domain::{
+        solver::{SolverKey, Version},
+        webhook::JobMessage,
+    },
+    jobs::callbacks::__path_job_ended as JobEnded,
     routes,
 };
 
@@ -42,8 +46,10 @@ pub use version_3_0::version_3_0;
         (name = "wallets", description = "What pays for jobs: nothing has a price here."),
         (name = "credits", description = "What wallets hold: there are none."),
     ),
+    // What is said in answers only is found by itself.
+    components(schemas(JobMessage)),
     security(("basic" = [])),
-    modifiers(&Basic)
+    modifiers(&Basic, &Callbacks)
 )]
 struct Head;
 
@@ -61,6 +67,18 @@ impl Modify for Basic {
     }
 }
 
+/// What the service itself asks of others.
+struct Callbacks;
+
+impl Modify for Callbacks {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let told = PathItem::new(HttpMethod::Post, JobEnded::operation());
+        let callback = Callback::from([(JobEnded::path(), RefOr::T(told))]);
+        let components = document.components.get_or_insert_default();
+        components.callbacks.insert("job_ended".to_owned(), RefOr::T(callback));
+    }
+}
+
 /// The document of everything that is served under `/v0`.
 pub fn document() -> utoipa::openapi::OpenApi {
     let app = App::new().into_utoipa_app().openapi(Head::openapi()).configure(routes::routes);
@@ -74,6 +92,15 @@ pub fn document() -> utoipa::openapi::OpenApi {
             if let RefOr::T(parameter) = parameter {
                 name_pattern(parameter);
             }
+        }
+        if let Some(create) = &mut item.post
+            && matches!(
+                create.operation_id.as_deref(),
+                Some("create_solver_job" | "create_study_job")
+            )
+        {
+            let told = Ref::new("#/components/callbacks/job_ended");
+            create.callbacks.insert("job_ended".to_owned(), told.into());
         }
     }
     links::add(&mut document);

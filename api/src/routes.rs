@@ -46,6 +46,7 @@ pub fn routes(config: &mut ServiceConfig<'_>) {
         .service(jobs::get_job_output_logfile)
         .service(jobs::get_log_stream)
         .service(jobs::get_job_events)
+        .service(jobs::get_job_callback)
         .service(jobs::get_job_custom_metadata)
         .service(jobs::replace_job_custom_metadata)
         .service(wallets::get_job_wallet)

@@ -112,6 +112,21 @@ pub struct Settings {
     )]
     pub log: String,
 
+    /// Lets callbacks go to private, loopback and other addresses that are not public.
+    #[arg(long, env = "SOLVERD_WEBHOOK_PRIVATE_ADDRESSES", global = true)]
+    pub webhook_private_addresses: bool,
+
+    /// Pauses after failed attempts to deliver a callback, in seconds; after the last it is given up.
+    #[arg(
+        long,
+        env = "SOLVERD_WEBHOOK_PAUSES",
+        global = true,
+        value_delimiter = ',',
+        default_value = "5,300,1800,7200,18000,36000,50400,72000,86400",
+        value_name = "SECONDS,…"
+    )]
+    pub webhook_pauses: Vec<u32>,
+
     /// User to make when the service starts, with the two settings that follow.
     #[arg(long, env = "SOLVERD_BOOTSTRAP_EMAIL", global = true, value_name = "EMAIL")]
     pub bootstrap_email: Option<String>,

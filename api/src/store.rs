@@ -12,6 +12,7 @@ mod solvers;
 mod studies;
 mod usage;
 mod users;
+mod webhooks;
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 

@@ -276,8 +276,7 @@ pub async fn create_study_job(
 ) -> Result<Json<Job>> {
     let study = path.load(&caller, &db).await?;
     let release = release_of(&study)?;
-    let job =
-        jobs::create(&release, Some(study.id), body.0.values, key, &caller, &db, &rules).await?;
+    let job = jobs::create(&release, Some(study.id), body.0, key, &caller, &db, &rules).await?;
     Ok(Json(Job::new(&job, &base)))
 }
 

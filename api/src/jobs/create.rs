@@ -7,7 +7,10 @@ use std::{
 
 use serde_json::json;
 
-use super::once::{IdempotencyKey, made};
+use super::{
+    JobInputs,
+    once::{IdempotencyKey, made},
+};
 use crate::{
     auth::Caller,
     domain::{
@@ -15,7 +18,7 @@ use crate::{
         job::Job,
         solver::{Release, SolverKey, Version},
         time::now,
-        value::{InputRules, Values, inputs_checksum},
+        value::{InputRules, inputs_checksum},
     },
     error::{ApiError, ErrorCode, FieldError, Result},
     solvers::ReleasePath,
@@ -25,21 +28,31 @@ use crate::{
 /// A release and its compiled rules.
 type Compiled = Arc<(Release, InputRules)>;
 
-/// The rules of every release that jobs were created for. Releases are immutable, so nothing here ever grows stale.
-#[derive(Default)]
-pub struct Rules(Mutex<HashMap<(SolverKey, Version), Compiled>>);
+/// What new jobs are checked against.
+pub struct Rules {
+    /// Whether callbacks may go to addresses that are not public.
+    private_callbacks: bool,
+    /// The rules of every release that jobs were created for. Releases are immutable, so nothing here ever grows stale.
+    releases: Mutex<HashMap<(SolverKey, Version), Compiled>>,
+}
 
 impl Rules {
+    /// Rules of no release yet.
+    pub fn new(private_callbacks: bool) -> Self {
+        Self { private_callbacks, releases: Mutex::default() }
+    }
+
     async fn of(&self, path: &ReleasePath, db: &Db) -> Result<Compiled> {
         let name = (path.solver_key.clone(), path.version.clone());
-        if let Some(known) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&name) {
+        if let Some(known) = self.releases.lock().unwrap_or_else(PoisonError::into_inner).get(&name)
+        {
             return Ok(known.clone());
         }
         let release = db.release_get(&path.solver_key, &path.version).await?;
         let rules = InputRules::compile(&release)
             .map_err(|error| ApiError::internal(ErrorCode::Internal, error))?;
         let compiled = Arc::new((release, rules));
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name, compiled.clone());
+        self.releases.lock().unwrap_or_else(PoisonError::into_inner).insert(name, compiled.clone());
         Ok(compiled)
     }
 }
@@ -48,19 +61,21 @@ impl Rules {
 pub(crate) async fn create(
     path: &ReleasePath,
     study_id: Option<StudyId>,
-    values: Values,
+    inputs: JobInputs,
     key: IdempotencyKey,
     caller: &Caller,
     db: &Db,
     rules: &Rules,
 ) -> Result<Job> {
-    let once = key.of_job(path, study_id, &values);
+    let once = key.of_job(path, study_id, &inputs);
     // Before all checks: a repetition succeeds even if an input file is gone by now.
     if let Some(once) = &once
         && let Some(job) = made(once, caller, db).await?
     {
         return Ok(job);
     }
+    let JobInputs { values, callback } = inputs;
+    let callback = callback.map(|it| it.checked(rules.private_callbacks)).transpose()?;
     let compiled = rules.of(path, db).await?;
     let (release, rules) = &*compiled;
     let files = rules.check(&values).map_err(|problems| {
@@ -107,10 +122,10 @@ pub(crate) async fn create(
     let job =
         Job { study_id, ..Job::new(caller.id(), key, version, inputs_checksum(&values), now()) };
     let Some(once) = &once else {
-        db.job_add(&job, &values).await?;
+        db.job_add(&job, &values, callback.as_ref()).await?;
         return Ok(job);
     };
-    if db.job_add_once(&job, &values, once).await? {
+    if db.job_add_once(&job, &values, callback.as_ref(), once).await? {
         return Ok(job);
     }
     // A repetition was faster.

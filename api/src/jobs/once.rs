@@ -1,13 +1,14 @@
 //! `Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header): a creation that may be repeated without making a second job.
 
 use actix_web::HttpRequest;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 use utoipa::IntoParams;
 
+use super::{JobInputs, callbacks::JobCallback};
 use crate::{
     auth::Caller,
-    domain::{id::StudyId, job::Job, time::now, value::Values},
+    domain::{id::StudyId, job::Job, time::now},
     error::{ApiError, ErrorCode, FieldError, Result},
     request::from_request,
     solvers::ReleasePath,
@@ -51,14 +52,14 @@ impl IdempotencyKey {
         self,
         path: &ReleasePath,
         study_id: Option<StudyId>,
-        values: &Values,
+        inputs: &JobInputs,
     ) -> Option<Once> {
         let (solver, version) = (path.solver_key.as_str(), path.version.to_string());
-        let mut asked = match study_id {
-            None => json!([solver, version, values]),
-            // The job of one study is not that of another, though both run the same.
-            Some(study) => json!([solver, version, values, study]),
-        };
+        let mut asked = vec![json!(solver), json!(version), json!(inputs.values)];
+        // The job of one study is not that of another, though both run the same.
+        asked.extend(study_id.map(|study| json!(study)));
+        asked.extend(inputs.callback.as_ref().map(JobCallback::fingerprint));
+        let mut asked = Json::Array(asked);
         asked.sort_all_objects();
         let fingerprint = Sha256::digest(asked.to_string()).to_vec();
         self.key.map(|key| Once { key, fingerprint })

@@ -13,6 +13,7 @@ use crate::domain::{
     time::Timestamp,
     usage::Usage,
     value::Values,
+    webhook::Callback,
 };
 
 /// The right to run a job.
@@ -69,10 +70,15 @@ pub(super) use select;
 
 /// For owners.
 impl Db {
-    /// Stores a new job with its inputs, and the first row of its history.
-    pub async fn job_add(&self, job: &Job, inputs: &Values) -> Result<()> {
+    /// Stores a new job with its inputs and where its end is to be told, and the first row of its history.
+    pub async fn job_add(
+        &self,
+        job: &Job,
+        inputs: &Values,
+        callback: Option<&Callback>,
+    ) -> Result<()> {
         let mut tx = self.begin().await?;
-        tx.job_add(job, inputs).await?;
+        tx.job_add(job, inputs, callback).await?;
         tx.commit().await
     }
 
@@ -159,6 +165,7 @@ impl Db {
             return not_found("job", &id);
         }
         tx.job_unlisted(&job).await?;
+        tx.callback_drop(id).await?;
         tx.commit().await
     }
 
@@ -456,7 +463,7 @@ impl Db {
             return Ok(false);
         }
         job.parent_id = Some(parent.id);
-        tx.job_add(&job, inputs).await?;
+        tx.job_add(&job, inputs, None).await?;
         tx.transit(&mut job, Transition::Publish, now).await?;
         tx.commit().await?;
         Ok(true)
@@ -519,6 +526,7 @@ impl Db {
         {
             tx.usage_add(&job, usage, now).await?;
         }
+        tx.callback_due(&job).await?;
         tx.commit().await?;
         self.notify(&job);
         Ok(job)
@@ -534,7 +542,12 @@ impl Db {
 }
 
 impl Tx {
-    pub(super) async fn job_add(&mut self, job: &Job, inputs: &Values) -> Result<()> {
+    pub(super) async fn job_add(
+        &mut self,
+        job: &Job,
+        inputs: &Values,
+        callback: Option<&Callback>,
+    ) -> Result<()> {
         const SQL: &str = "INSERT INTO jobs (id, owner, solver_key, solver_version, inputs, inputs_checksum, metadata, state, progress, \
                            created_at, parent_id, step, study_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
         // A step is in no list.
@@ -556,6 +569,9 @@ impl Tx {
             query.bind(&job.step).bind(job.study_id).execute(connection).await.map(drop)
         })
         .doing("adding a job")?;
+        if let Some(callback) = callback {
+            self.callback_add(job.id, callback).await?;
+        }
         self.event_add(job, "create", job.created_at).await
     }
 

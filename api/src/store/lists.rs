@@ -400,7 +400,7 @@ mod tests {
             let late = if chance % 5 == 0 { chance % 97 } else { 0 };
             let at = begin + TimeDelta::microseconds(number / 2 - late);
             let job = Job::new(owner, release.key.clone(), "1.0.0".into(), String::new(), at);
-            db.job_add(&job, &Values::default()).await.unwrap();
+            db.job_add(&job, &Values::default(), None).await.unwrap();
             listed.push(job);
             listed.sort_by_key(|job| std::cmp::Reverse((job.created_at, job.id)));
             // Now and then the newest, or any, is deleted; once nearly all are.

@@ -8,6 +8,7 @@ use crate::domain::{
     job::Job,
     time::Timestamp,
     value::Values,
+    webhook::Callback,
 };
 
 /// How long a key is remembered, in hours.
@@ -41,7 +42,13 @@ impl Db {
     }
 
     /// Stores a new job together with its key; says whether it did. If another request with this key was faster, nothing is stored.
-    pub async fn job_add_once(&self, job: &Job, inputs: &Values, once: &Once) -> Result<bool> {
+    pub async fn job_add_once(
+        &self,
+        job: &Job,
+        inputs: &Values,
+        callback: Option<&Callback>,
+        once: &Once,
+    ) -> Result<bool> {
         // A racing request waits here until the first one has committed.
         const TAKE: &str = "INSERT INTO idempotency_keys (owner, key, fingerprint, job_id, created_at) VALUES ($1, $2, $3, $4, $5) \
                             ON CONFLICT (owner, key) DO UPDATE \
@@ -62,7 +69,7 @@ impl Db {
         if taken.is_none() {
             return Ok(false);
         }
-        tx.job_add(job, inputs).await?;
+        tx.job_add(job, inputs, callback).await?;
         tx.commit().await?;
         // Beside the transaction, and without consequence if it fails: the next one does it.
         let forgotten =

@@ -470,7 +470,7 @@ async fn what_belongs_to_others_is_not_there() {
             assert!(answer.status.is_success(), "{operation}: {answer}");
         }
     }
-    assert_eq!(refused, 38, "operations on what is owned");
+    assert_eq!(refused, 39, "operations on what is owned");
     for list in ["/v0/jobs", "/v0/solvers/-/releases/-/jobs"] {
         let listed = bob.get(list).await;
         assert!(listed.status == 200 && !listed.text().contains(job_id), "{listed}");

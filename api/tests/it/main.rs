@@ -11,3 +11,4 @@ mod studies;
 mod support;
 mod validation;
 mod waiting;
+mod webhooks;

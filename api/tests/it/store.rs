@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, panic::AssertUnwindSafe, str::FromStr, time::Du
 
 use chrono::{DateTime, TimeDelta};
 use futures_util::FutureExt;
-use serde_json::{Map, json};
+use serde_json::{Map, Value as Json, json};
 use solverd::{
     domain::{
         file::File,
@@ -18,6 +18,7 @@ use solverd::{
         usage::{CpuSource, TotalUsage, Usage},
         user::{Change, Credentials, Language, Name, ProfileUpdate, User, secret_hash},
         value::Values,
+        webhook::{Callback, CallbackState, CallbackStatus, Delivery},
     },
     store::{Claimed, Db, Error, LogChunk, Once, Window},
 };
@@ -160,6 +161,11 @@ on_both! {
     one_of_16_spawns_of_a_step_wins,
     a_study_is_seen_by_those_who_may,
     a_newer_version_takes_the_studys_place,
+    a_callback_is_due_when_its_job_has_ended,
+    a_callback_is_retried_until_that_is_over,
+    every_end_makes_its_message,
+    nobody_is_told_of_a_deleted_job,
+    a_callback_is_claimed_once_however_many_race,
 }
 
 const KEY: &str = "simcore/services/comp/test/solver";
@@ -268,7 +274,7 @@ fn new_job(owner: UserId, at: Timestamp) -> Job {
 }
 
 async fn add(db: &Db, job: &Job) {
-    db.job_add(job, &values(r#"{"length": 3}"#)).await.unwrap();
+    db.job_add(job, &values(r#"{"length": 3}"#), None).await.unwrap();
 }
 
 async fn job(db: &Db, owner: UserId) -> JobId {
@@ -526,7 +532,7 @@ async fn a_job_reads_back_as_it_was_stored(db: Db) {
     assert_eq!(db.job_get(job.id, owner).await.unwrap(), job);
 
     let stray = Job { solver_version: "9.9.9".to_owned(), ..new_job(owner, now()) };
-    let refused = db.job_add(&stray, &Values::default()).await;
+    let refused = db.job_add(&stray, &Values::default(), None).await;
     assert!(matches!(refused, Err(Error::Database { .. })), "{refused:?}");
     assert_not_found(db.job_get(stray.id, owner).await);
 }
@@ -540,7 +546,7 @@ async fn json_survives_verbatim(db: Db) {
     );
     let metadata = values(r#"{"2": "two", "1": 1.0, "nul": "\u0000"}"#);
     let job = new_job(owner, now());
-    db.job_add(&job, &inputs).await.unwrap();
+    db.job_add(&job, &inputs, None).await.unwrap();
     db.job_set_metadata(job.id, owner, &metadata).await.unwrap();
     let text = |values: &Values| serde_json::to_string(values).unwrap();
     let stored = db.job_inputs(job.id).await.unwrap();
@@ -1453,7 +1459,8 @@ async fn a_key_makes_one_job_however_many_race(db: Db) {
     for _ in 0..16 {
         let (db, job) = (db.clone(), new_job(owner, now()));
         racing.spawn(async move {
-            let added = db.job_add_once(&job, &Values::default(), &once("key")).await.unwrap();
+            let added =
+                db.job_add_once(&job, &Values::default(), None, &once("key")).await.unwrap();
             added.then_some(job.id)
         });
     }
@@ -1466,10 +1473,14 @@ async fn a_key_makes_one_job_however_many_race(db: Db) {
     // Keys of different owners have nothing to do with each other.
     let bob = user(&db, "bob@example.org").await.id;
     assert_eq!(db.job_made(bob, "key", now()).await.unwrap(), None);
-    assert!(db.job_add_once(&new_job(bob, now()), &Values::default(), &once("key")).await.unwrap());
+    assert!(
+        db.job_add_once(&new_job(bob, now()), &Values::default(), None, &once("key"))
+            .await
+            .unwrap()
+    );
     // A job that is not stored leaves no key behind.
     let nobody = new_job(UserId(1 << 40), now());
-    assert!(db.job_add_once(&nobody, &Values::default(), &once("new")).await.is_err());
+    assert!(db.job_add_once(&nobody, &Values::default(), None, &once("new")).await.is_err());
     assert_eq!(db.job_made(UserId(1 << 40), "new", now()).await.unwrap(), None);
 }
 
@@ -1477,7 +1488,7 @@ async fn a_key_is_forgotten_after_a_day(db: Db) {
     let (owner, begin) = (ready(&db).await, now());
     let add = async |key, hours| {
         let job = new_job(owner, begin + TimeDelta::hours(hours));
-        db.job_add_once(&job, &Values::default(), &once(key)).await.unwrap().then_some(job.id)
+        db.job_add_once(&job, &Values::default(), None, &once(key)).await.unwrap().then_some(job.id)
     };
     let made = async |key, hours| {
         let at = begin + TimeDelta::hours(hours);
@@ -1490,4 +1501,188 @@ async fn a_key_is_forgotten_after_a_day(db: Db) {
     let second = add("key", 25).await;
     assert!(second.is_some() && second != first);
     assert_eq!((made("key", 25).await, made("other", 1).await), (second, None), "cleared away");
+}
+
+/// A job that has begun, and whose end is to be told.
+async fn begun_with_callback(db: &Db, owner: UserId) -> Claimed {
+    let url = "https://example.org/ended".parse().unwrap();
+    let (job, callback) = (new_job(owner, now()), Callback { url, secret: vec![0, 7, 255] });
+    db.job_add(&job, &Values::default(), Some(&callback)).await.unwrap();
+    db.job_publish(job.id, owner, now()).await.unwrap();
+    let mut claimed = claimed_job(db, owner, job.id).await;
+    claimed.job = db.job_start(&claimed, Some("container"), now()).await.unwrap();
+    claimed
+}
+
+/// A job that has ended, and when its callback was due.
+async fn ended_with_callback(db: &Db, owner: UserId) -> (JobId, Timestamp) {
+    let (claimed, end) = (begun_with_callback(db, owner).await, now());
+    db.job_finish(&claimed, succeed(), end).await.unwrap();
+    (claimed.job.id, end)
+}
+
+/// Claims a callback for a minute.
+async fn take(db: &Db, at: Timestamp) -> Option<Delivery> {
+    db.callback_claim(at, at + TimeDelta::minutes(1)).await.unwrap()
+}
+
+async fn a_callback_is_due_when_its_job_has_ended(db: Db) {
+    let owner = ready(&db).await;
+    let claimed = begun_with_callback(&db, owner).await;
+    let id = claimed.job.id;
+    let waiting = CallbackStatus {
+        job_id: id,
+        url: "https://example.org/ended".to_owned(),
+        state: CallbackState::Waiting,
+        attempts: 0,
+        next_attempt_at: None,
+        last_result: None,
+    };
+    assert_eq!(db.callback_get(id, owner).await.unwrap(), waiting);
+    let long_after = now() + TimeDelta::days(1);
+    assert!(take(&db, long_after).await.is_none());
+
+    // A step of it has none, nor has another job.
+    assert!(spawn(&db, &claimed, "step").await);
+    let step = db.job_children(id).await.unwrap().remove(0);
+    let other = started(&db, owner, "i").await;
+    db.job_finish(&other, succeed(), now()).await.unwrap();
+    for without in [step.id, other.job.id] {
+        assert_not_found(db.callback_get(without, owner).await);
+    }
+    assert!(take(&db, long_after).await.is_none());
+
+    let end = now();
+    db.job_finish(&claimed, succeed(), end).await.unwrap();
+    let due =
+        CallbackStatus { state: CallbackState::Due, next_attempt_at: Some(end), ..waiting.clone() };
+    assert_eq!(db.callback_get(id, owner).await.unwrap(), due);
+    let bob = user(&db, "bob@example.org").await.id;
+    assert_not_found(db.callback_get(id, bob).await);
+    assert!(take(&db, end - TimeDelta::microseconds(1)).await.is_none());
+    let delivery = take(&db, end).await.unwrap();
+    assert_eq!((delivery.job_id, delivery.url, delivery.attempts), (id, waiting.url, 1));
+    assert_eq!(delivery.secret, [0, 7, 255]);
+    assert!(delivery.payload.starts_with(r#"{"type":"job.succeeded","timestamp":"#));
+}
+
+async fn a_callback_is_retried_until_that_is_over(db: Db) {
+    let owner = ready(&db).await;
+    let (id, end) = ended_with_callback(&db, owner).await;
+    let lost = take(&db, end).await.unwrap();
+    assert!(take(&db, end).await.is_none(), "somebody has it");
+    let later = end + TimeDelta::minutes(1);
+    let first = take(&db, later).await.unwrap();
+    assert_eq!((first.attempts, &first.payload), (2, &lost.payload));
+
+    // Who was taken for dead and was only slow changes nothing any more.
+    db.callback_attempted(&lost, CallbackState::Delivered, None, "status 200").await.unwrap();
+    assert_eq!(db.callback_get(id, owner).await.unwrap().last_result, None);
+    let next = later + TimeDelta::hours(1);
+    let failed = |delivery: Delivery, next| {
+        let db = &db;
+        async move {
+            let result = "status 500";
+            let state = CallbackState::Due;
+            db.callback_attempted(&delivery, state, Some(next), result).await.unwrap();
+            db.callback_get(id, owner).await.unwrap()
+        }
+    };
+    let status = failed(first, next).await;
+    assert_eq!((status.attempts, status.state), (2, CallbackState::Due));
+    assert_eq!(
+        (status.next_attempt_at, status.last_result.as_deref()),
+        (Some(next), Some("status 500"))
+    );
+
+    // Another one that is due for longer comes first.
+    let (other, _) = ended_with_callback(&db, owner).await;
+    assert_eq!(take(&db, next).await.unwrap().job_id, other);
+    let second = take(&db, next).await.unwrap();
+    assert_eq!((second.job_id, second.attempts, &second.payload), (id, 3, &lost.payload));
+    assert_eq!(second.secret, lost.secret);
+    db.callback_attempted(&second, CallbackState::Delivered, None, "status 204").await.unwrap();
+    let told = CallbackStatus {
+        job_id: id,
+        url: second.url.clone(),
+        state: CallbackState::Delivered,
+        attempts: 3,
+        next_attempt_at: None,
+        last_result: Some("status 204".to_owned()),
+    };
+    assert_eq!(db.callback_get(id, owner).await.unwrap(), told);
+    assert_eq!(failed(second, next).await, told, "what is over stays so");
+    let other = take(&db, next + TimeDelta::days(9)).await.unwrap();
+    assert_ne!(other.job_id, id);
+}
+
+async fn every_end_makes_its_message(db: Db) {
+    let owner = ready(&db).await;
+    let error = JobError {
+        loc: vec!["job".to_owned()],
+        msg: "a NUL \0 in its words".to_owned(),
+        kind: "runtime".to_owned(),
+        ctx: Map::new(),
+    };
+    for (ending, kind, state) in [
+        (succeed(), "job.succeeded", "SUCCESS"),
+        (Transition::Fail { error: error.clone(), log: None }, "job.failed", "FAILED"),
+        (Transition::Abort { log: None }, "job.aborted", "ABORTED"),
+    ] {
+        let claimed = begun_with_callback(&db, owner).await;
+        let job = db.job_finish(&claimed, ending, now()).await.unwrap();
+        let message: Json = serde_json::from_str(&take(&db, now()).await.unwrap().payload).unwrap();
+        let data = &message["data"];
+        assert_eq!(
+            (&message["type"], &message["timestamp"]),
+            (&json!(kind), &json!(job.stopped_at))
+        );
+        assert_eq!((&data["job_id"], &data["state"]), (&json!(job.id), &json!(state)));
+        assert_eq!((&data["stopped_at"], &data["progress"]), (&json!(job.stopped_at), &json!(100)));
+        let errors = if state == "FAILED" { json!([error]) } else { Json::Null };
+        assert_eq!(data["errors"], errors);
+    }
+}
+
+async fn nobody_is_told_of_a_deleted_job(db: Db) {
+    let owner = ready(&db).await;
+    let (ended, _) = ended_with_callback(&db, owner).await;
+    let running = begun_with_callback(&db, owner).await;
+    for id in [ended, running.job.id] {
+        db.job_request_delete(id, owner, now()).await.unwrap();
+        assert_not_found(db.callback_get(id, owner).await);
+    }
+    db.job_finish(&running, Transition::Abort { log: None }, now()).await.unwrap();
+    assert!(take(&db, now()).await.is_none());
+
+    // Not even if it is being told at that moment.
+    let (id, end) = ended_with_callback(&db, owner).await;
+    let delivery = take(&db, end).await.unwrap();
+    db.job_request_delete(id, owner, now()).await.unwrap();
+    db.callback_attempted(&delivery, CallbackState::Due, Some(end), "status 500").await.unwrap();
+    assert!(take(&db, now()).await.is_none());
+}
+
+async fn a_callback_is_claimed_once_however_many_race(db: Db) {
+    let owner = ready(&db).await;
+    let mut due = Vec::new();
+    for _ in 0..40 {
+        due.push(ended_with_callback(&db, owner).await.0);
+    }
+    let at = now();
+    let mut racers = JoinSet::new();
+    for _ in 0..16 {
+        let db = db.clone();
+        racers.spawn(async move {
+            let mut claimed = Vec::new();
+            while let Some(delivery) = take(&db, at).await {
+                claimed.push((delivery.job_id, delivery.attempts));
+            }
+            claimed
+        });
+    }
+    let mut claimed = racers.join_all().await.concat();
+    claimed.sort_unstable();
+    let once: Vec<_> = due.into_iter().map(|id| (id, 1)).collect();
+    assert_eq!(claimed, once);
 }
