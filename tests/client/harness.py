@@ -72,6 +72,7 @@ class Server:
             "SOLVERD_LISTEN": "127.0.0.1:0",
             "SOLVERD_S3_LISTEN": "127.0.0.1:0",
             "SOLVERD_DATA_DIR": str(self.data),
+            "SOLVERD_WEBHOOK_PRIVATE_ADDRESSES": "true",
             "SOLVERD_BOOTSTRAP_EMAIL": self.EMAIL,
             "SOLVERD_BOOTSTRAP_KEY": self.KEY,
             "SOLVERD_BOOTSTRAP_SECRET": self.SECRET,

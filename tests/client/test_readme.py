@@ -1,14 +1,19 @@
 """README.md keeps its word: its walkthroughs are run as they are printed."""
 
+import base64
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from harness import REPO, Server, docker
+from harness import REPO, Server, docker, wait_until
 
 CURL, PYTHON, OWN = "A walkthrough with curl", "A walkthrough with Python", "Your own solver"
+WAITING = "Waiting, repeating, limits"
 IMAGE = "count-word:1.0.0"
 
 
@@ -82,3 +87,36 @@ def test_own_solver(server, sleeper, run):
         assert seen.endswith("found 2\nthe cat\nthe end\n\n")
     finally:
         docker("rmi", "--force", IMAGE)
+
+
+def test_callback(ada):
+    received = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append((self.headers, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    secret = "whsec_" + base64.b64encode(os.urandom(32)).decode()
+    jobs = "/v0/solvers/simcore%2Fservices%2Fcomp%2Fitis%2Fsleeper/releases/2.1.6/jobs"
+    with HTTPServer(("127.0.0.1", 0), Receiver) as receiver:
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        callback = {"url": f"http://127.0.0.1:{receiver.server_port}/", "secret": secret}
+        job = ada.http.post(jobs, json={"values": {"input_2": 0}, "callback": callback}).json()["id"]
+        ada.http.post(f"{jobs}/{job}:start").raise_for_status()
+        wait_until(lambda: received, bool, 60, "the callback comes")
+        receiver.shutdown()
+
+    verification = {}
+    exec(blocks(WAITING, "python"), verification)
+    is_genuine, [(headers, body)] = verification["is_genuine"], received
+    assert headers["webhook-id"] == job and json.loads(body)["type"] == "job.succeeded"
+    assert is_genuine(secret, headers, body)
+    assert not is_genuine(secret, headers, body + b" ")
+    assert not is_genuine("whsec_" + base64.b64encode(bytes(32)).decode(), headers, body)
+    headers.replace_header("webhook-timestamp", str(int(headers["webhook-timestamp"]) - 301))
+    assert not is_genuine(secret, headers, body)
