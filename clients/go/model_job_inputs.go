@@ -18,8 +18,10 @@ import (
 // checks if the JobInputs type satisfies the MappedNullable interface at compile time
 var _ MappedNullable = &JobInputs{}
 
-// JobInputs Values of a job's inputs.
+// JobInputs Values of a job's inputs, and where its end is to be told.
 type JobInputs struct {
+	// Where the end of the job is to be told. Nobody is told of a job that was deleted.
+	Callback NullableJobCallback `json:"callback,omitempty"`
 	// By port. Ports that are left out take their default.
 	Values map[string]interface{} `json:"values"`
 	AdditionalProperties map[string]interface{}
@@ -43,6 +45,48 @@ func NewJobInputs(values map[string]interface{}) *JobInputs {
 func NewJobInputsWithDefaults() *JobInputs {
 	this := JobInputs{}
 	return &this
+}
+
+// GetCallback returns the Callback field value if set, zero value otherwise (both if not set or set to explicit null).
+func (o *JobInputs) GetCallback() JobCallback {
+	if o == nil || IsNil(o.Callback.Get()) {
+		var ret JobCallback
+		return ret
+	}
+	return *o.Callback.Get()
+}
+
+// GetCallbackOk returns a tuple with the Callback field value if set, nil otherwise
+// and a boolean to check if the value has been set.
+// NOTE: If the value is an explicit nil, `nil, true` will be returned
+func (o *JobInputs) GetCallbackOk() (*JobCallback, bool) {
+	if o == nil {
+		return nil, false
+	}
+	return o.Callback.Get(), o.Callback.IsSet()
+}
+
+// HasCallback returns a boolean if a field has been set.
+func (o *JobInputs) HasCallback() bool {
+	if o != nil && o.Callback.IsSet() {
+		return true
+	}
+
+	return false
+}
+
+// SetCallback gets a reference to the given NullableJobCallback and assigns it to the Callback field.
+func (o *JobInputs) SetCallback(v JobCallback) {
+	o.Callback.Set(&v)
+}
+// SetCallbackNil sets the value for Callback to be an explicit nil
+func (o *JobInputs) SetCallbackNil() {
+	o.Callback.Set(nil)
+}
+
+// UnsetCallback ensures that no value is present for Callback, not even an explicit nil
+func (o *JobInputs) UnsetCallback() {
+	o.Callback.Unset()
 }
 
 // GetValues returns the Values field value
@@ -79,6 +123,9 @@ func (o JobInputs) MarshalJSON() ([]byte, error) {
 
 func (o JobInputs) ToMap() (map[string]interface{}, error) {
 	toSerialize := map[string]interface{}{}
+	if o.Callback.IsSet() {
+		toSerialize["callback"] = o.Callback.Get()
+	}
 	toSerialize["values"] = o.Values
 
 	for key, value := range o.AdditionalProperties {
@@ -123,6 +170,7 @@ func (o *JobInputs) UnmarshalJSON(data []byte) (err error) {
 	additionalProperties := make(map[string]interface{})
 
 	if err = json.Unmarshal(data, &additionalProperties); err == nil {
+		delete(additionalProperties, "callback")
 		delete(additionalProperties, "values")
 		o.AdditionalProperties = additionalProperties
 	}

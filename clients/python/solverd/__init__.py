@@ -37,6 +37,8 @@ __all__ = [
     "ApiException",
     "AbortUpload",
     "BatchGetJobMetadataResponse",
+    "CallbackState",
+    "CallbackStatus",
     "ClientFileUploadData",
     "CompleteUpload",
     "CpuSource",
@@ -49,11 +51,13 @@ __all__ = [
     "GetCreditPriceLegacy",
     "Groups",
     "Job",
+    "JobCallback",
     "JobEncryptionInputs",
     "JobIds",
     "JobInputs",
     "JobLog",
     "JobLogsMap",
+    "JobMessage",
     "JobMetadata",
     "JobMetadataUpdate",
     "JobOutputs",
@@ -72,6 +76,7 @@ __all__ = [
     "Links",
     "LocInner",
     "LogLink",
+    "MessageType",
     "Meta",
     "MetaValueType",
     "OnePageSolverPort",
@@ -129,6 +134,8 @@ from solverd.exceptions import ApiException as ApiException
 # import models into sdk package
 from solverd.models.abort_upload import AbortUpload as AbortUpload
 from solverd.models.batch_get_job_metadata_response import BatchGetJobMetadataResponse as BatchGetJobMetadataResponse
+from solverd.models.callback_state import CallbackState as CallbackState
+from solverd.models.callback_status import CallbackStatus as CallbackStatus
 from solverd.models.client_file_upload_data import ClientFileUploadData as ClientFileUploadData
 from solverd.models.complete_upload import CompleteUpload as CompleteUpload
 from solverd.models.cpu_source import CpuSource as CpuSource
@@ -141,11 +148,13 @@ from solverd.models.file_upload_data import FileUploadData as FileUploadData
 from solverd.models.get_credit_price_legacy import GetCreditPriceLegacy as GetCreditPriceLegacy
 from solverd.models.groups import Groups as Groups
 from solverd.models.job import Job as Job
+from solverd.models.job_callback import JobCallback as JobCallback
 from solverd.models.job_encryption_inputs import JobEncryptionInputs as JobEncryptionInputs
 from solverd.models.job_ids import JobIds as JobIds
 from solverd.models.job_inputs import JobInputs as JobInputs
 from solverd.models.job_log import JobLog as JobLog
 from solverd.models.job_logs_map import JobLogsMap as JobLogsMap
+from solverd.models.job_message import JobMessage as JobMessage
 from solverd.models.job_metadata import JobMetadata as JobMetadata
 from solverd.models.job_metadata_update import JobMetadataUpdate as JobMetadataUpdate
 from solverd.models.job_outputs import JobOutputs as JobOutputs
@@ -164,6 +173,7 @@ from solverd.models.licensed_resource_type import LicensedResourceType as Licens
 from solverd.models.links import Links as Links
 from solverd.models.loc_inner import LocInner as LocInner
 from solverd.models.log_link import LogLink as LogLink
+from solverd.models.message_type import MessageType as MessageType
 from solverd.models.meta import Meta as Meta
 from solverd.models.meta_value_type import MetaValueType as MetaValueType
 from solverd.models.one_page_solver_port import OnePageSolverPort as OnePageSolverPort

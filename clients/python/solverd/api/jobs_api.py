@@ -21,6 +21,7 @@ from typing import Any, List, Optional, Tuple, Union
 from typing_extensions import Annotated
 from uuid import UUID
 from solverd.models.batch_get_job_metadata_response import BatchGetJobMetadataResponse
+from solverd.models.callback_status import CallbackStatus
 from solverd.models.job import Job
 from solverd.models.job_encryption_inputs import JobEncryptionInputs
 from solverd.models.job_ids import JobIds
@@ -373,7 +374,7 @@ class JobsApi:
     ) -> Job:
         """Create a job.
 
-        Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same.
+        Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same. With a `callback` nobody has to wait for its end.
 
         :param solver_key: Key of the solver; its slashes may be written as `%2F` or as they are. (required)
         :type solver_key: str
@@ -475,7 +476,7 @@ class JobsApi:
     ) -> ApiResponse[Job]:
         """Create a job.
 
-        Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same.
+        Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same. With a `callback` nobody has to wait for its end.
 
         :param solver_key: Key of the solver; its slashes may be written as `%2F` or as they are. (required)
         :type solver_key: str
@@ -577,7 +578,7 @@ class JobsApi:
     ) -> RESTResponseType:
         """Create a job.
 
-        Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same.
+        Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same. With a `callback` nobody has to wait for its end.
 
         :param solver_key: Key of the solver; its slashes may be written as `%2F` or as they are. (required)
         :type solver_key: str
@@ -2165,6 +2166,297 @@ class JobsApi:
         return self.api_client.param_serialize(
             method='GET',
             resource_path='/v0/solvers/{solver_key}/releases/{version}/jobs/{job_id}',
+            path_params=_path_params,
+            query_params=_query_params,
+            header_params=_header_params,
+            body=_body_params,
+            post_params=_form_params,
+            files=_files,
+            auth_settings=_auth_settings,
+            collection_formats=_collection_formats,
+            _host=_host,
+            _request_auth=_request_auth
+        )
+
+
+
+
+    @validate_call
+    def get_job_callback(
+        self,
+        job_id: Annotated[UUID, Field(description="Identifies the job.")],
+        _request_timeout: Union[
+            None,
+            Annotated[StrictFloat, Field(gt=0)],
+            Tuple[
+                Annotated[StrictFloat, Field(gt=0)],
+                Annotated[StrictFloat, Field(gt=0)]
+            ]
+        ] = None,
+        _request_auth: Optional[Dict[StrictStr, Any]] = None,
+        _content_type: Optional[StrictStr] = None,
+        _headers: Optional[Dict[StrictStr, Any]] = None,
+        _host_index: Annotated[StrictInt, Field(ge=0, le=0)] = 0,
+    ) -> CallbackStatus:
+        """Get a job's callback.
+
+        Where the end of the job is told, and what became of that: only if the job was created with a callback.
+
+        :param job_id: Identifies the job. (required)
+        :type job_id: UUID
+        :param _request_timeout: timeout setting for this request. If one
+                                 number provided, it will be total request
+                                 timeout. It can also be a pair (tuple) of
+                                 (connection, read) timeouts.
+        :type _request_timeout: int, tuple(int, int), optional
+        :param _request_auth: set to override the auth_settings for an a single
+                              request; this effectively ignores the
+                              authentication in the spec for a single request.
+        :type _request_auth: dict, optional
+        :param _content_type: force content-type for the request.
+        :type _content_type: str, Optional
+        :param _headers: set to override the headers for a single
+                         request; this effectively ignores the headers
+                         in the spec for a single request.
+        :type _headers: dict, optional
+        :param _host_index: set to override the host_index for a single
+                            request; this effectively ignores the host_index
+                            in the spec for a single request.
+        :type _host_index: int, optional
+        :return: Returns the result object.
+        """ # noqa: E501
+
+        _param = self._get_job_callback_serialize(
+            job_id=job_id,
+            _request_auth=_request_auth,
+            _content_type=_content_type,
+            _headers=_headers,
+            _host_index=_host_index
+        )
+
+        _response_types_map: Dict[str, Optional[str]] = {
+            '200': "CallbackStatus",
+            '401': "ErrorGet",
+            '404': "ErrorGet",
+            '408': "ErrorGet",
+            '413': "ErrorGet",
+            '422': "ErrorGet",
+            '429': "ErrorGet",
+            '431': "ErrorGet",
+            '500': "ErrorGet",
+            '502': "ErrorGet",
+            '503': "ErrorGet",
+        }
+        response_data = self.api_client.call_api(
+            *_param,
+            _request_timeout=_request_timeout
+        )
+        response_data.read()
+        return self.api_client.response_deserialize(
+            response_data=response_data,
+            response_types_map=_response_types_map,
+        ).data
+
+
+    @validate_call
+    def get_job_callback_with_http_info(
+        self,
+        job_id: Annotated[UUID, Field(description="Identifies the job.")],
+        _request_timeout: Union[
+            None,
+            Annotated[StrictFloat, Field(gt=0)],
+            Tuple[
+                Annotated[StrictFloat, Field(gt=0)],
+                Annotated[StrictFloat, Field(gt=0)]
+            ]
+        ] = None,
+        _request_auth: Optional[Dict[StrictStr, Any]] = None,
+        _content_type: Optional[StrictStr] = None,
+        _headers: Optional[Dict[StrictStr, Any]] = None,
+        _host_index: Annotated[StrictInt, Field(ge=0, le=0)] = 0,
+    ) -> ApiResponse[CallbackStatus]:
+        """Get a job's callback.
+
+        Where the end of the job is told, and what became of that: only if the job was created with a callback.
+
+        :param job_id: Identifies the job. (required)
+        :type job_id: UUID
+        :param _request_timeout: timeout setting for this request. If one
+                                 number provided, it will be total request
+                                 timeout. It can also be a pair (tuple) of
+                                 (connection, read) timeouts.
+        :type _request_timeout: int, tuple(int, int), optional
+        :param _request_auth: set to override the auth_settings for an a single
+                              request; this effectively ignores the
+                              authentication in the spec for a single request.
+        :type _request_auth: dict, optional
+        :param _content_type: force content-type for the request.
+        :type _content_type: str, Optional
+        :param _headers: set to override the headers for a single
+                         request; this effectively ignores the headers
+                         in the spec for a single request.
+        :type _headers: dict, optional
+        :param _host_index: set to override the host_index for a single
+                            request; this effectively ignores the host_index
+                            in the spec for a single request.
+        :type _host_index: int, optional
+        :return: Returns the result object.
+        """ # noqa: E501
+
+        _param = self._get_job_callback_serialize(
+            job_id=job_id,
+            _request_auth=_request_auth,
+            _content_type=_content_type,
+            _headers=_headers,
+            _host_index=_host_index
+        )
+
+        _response_types_map: Dict[str, Optional[str]] = {
+            '200': "CallbackStatus",
+            '401': "ErrorGet",
+            '404': "ErrorGet",
+            '408': "ErrorGet",
+            '413': "ErrorGet",
+            '422': "ErrorGet",
+            '429': "ErrorGet",
+            '431': "ErrorGet",
+            '500': "ErrorGet",
+            '502': "ErrorGet",
+            '503': "ErrorGet",
+        }
+        response_data = self.api_client.call_api(
+            *_param,
+            _request_timeout=_request_timeout
+        )
+        response_data.read()
+        return self.api_client.response_deserialize(
+            response_data=response_data,
+            response_types_map=_response_types_map,
+        )
+
+
+    @validate_call
+    def get_job_callback_without_preload_content(
+        self,
+        job_id: Annotated[UUID, Field(description="Identifies the job.")],
+        _request_timeout: Union[
+            None,
+            Annotated[StrictFloat, Field(gt=0)],
+            Tuple[
+                Annotated[StrictFloat, Field(gt=0)],
+                Annotated[StrictFloat, Field(gt=0)]
+            ]
+        ] = None,
+        _request_auth: Optional[Dict[StrictStr, Any]] = None,
+        _content_type: Optional[StrictStr] = None,
+        _headers: Optional[Dict[StrictStr, Any]] = None,
+        _host_index: Annotated[StrictInt, Field(ge=0, le=0)] = 0,
+    ) -> RESTResponseType:
+        """Get a job's callback.
+
+        Where the end of the job is told, and what became of that: only if the job was created with a callback.
+
+        :param job_id: Identifies the job. (required)
+        :type job_id: UUID
+        :param _request_timeout: timeout setting for this request. If one
+                                 number provided, it will be total request
+                                 timeout. It can also be a pair (tuple) of
+                                 (connection, read) timeouts.
+        :type _request_timeout: int, tuple(int, int), optional
+        :param _request_auth: set to override the auth_settings for an a single
+                              request; this effectively ignores the
+                              authentication in the spec for a single request.
+        :type _request_auth: dict, optional
+        :param _content_type: force content-type for the request.
+        :type _content_type: str, Optional
+        :param _headers: set to override the headers for a single
+                         request; this effectively ignores the headers
+                         in the spec for a single request.
+        :type _headers: dict, optional
+        :param _host_index: set to override the host_index for a single
+                            request; this effectively ignores the host_index
+                            in the spec for a single request.
+        :type _host_index: int, optional
+        :return: Returns the result object.
+        """ # noqa: E501
+
+        _param = self._get_job_callback_serialize(
+            job_id=job_id,
+            _request_auth=_request_auth,
+            _content_type=_content_type,
+            _headers=_headers,
+            _host_index=_host_index
+        )
+
+        _response_types_map: Dict[str, Optional[str]] = {
+            '200': "CallbackStatus",
+            '401': "ErrorGet",
+            '404': "ErrorGet",
+            '408': "ErrorGet",
+            '413': "ErrorGet",
+            '422': "ErrorGet",
+            '429': "ErrorGet",
+            '431': "ErrorGet",
+            '500': "ErrorGet",
+            '502': "ErrorGet",
+            '503': "ErrorGet",
+        }
+        response_data = self.api_client.call_api(
+            *_param,
+            _request_timeout=_request_timeout
+        )
+        return response_data.response
+
+
+    def _get_job_callback_serialize(
+        self,
+        job_id,
+        _request_auth,
+        _content_type,
+        _headers,
+        _host_index,
+    ) -> RequestSerialized:
+
+        _host = None
+
+        _collection_formats: Dict[str, str] = {
+        }
+
+        _path_params: Dict[str, str] = {}
+        _query_params: List[Tuple[str, str]] = []
+        _header_params: Dict[str, Optional[str]] = _headers or {}
+        _form_params: List[Tuple[str, str]] = []
+        _files: Dict[
+            str, Union[str, bytes, List[str], List[bytes], List[Tuple[str, bytes]]]
+        ] = {}
+        _body_params: Optional[bytes] = None
+
+        # process the path parameters
+        if job_id is not None:
+            _path_params['job_id'] = job_id
+        # process the query parameters
+        # process the header parameters
+        # process the form parameters
+        # process the body parameter
+
+
+        # set the HTTP header `Accept`
+        if 'Accept' not in _header_params:
+            _header_params['Accept'] = self.api_client.select_header_accept(
+                [
+                    'application/json'
+                ]
+            )
+
+
+        # authentication setting
+        _auth_settings: List[str] = [
+            'basic'
+        ]
+
+        return self.api_client.param_serialize(
+            method='GET',
+            resource_path='/v0/jobs/{job_id}/callback',
             path_params=_path_params,
             query_params=_query_params,
             header_params=_header_params,

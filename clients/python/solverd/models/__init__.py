@@ -15,6 +15,8 @@
 # import models into model package
 from solverd.models.abort_upload import AbortUpload
 from solverd.models.batch_get_job_metadata_response import BatchGetJobMetadataResponse
+from solverd.models.callback_state import CallbackState
+from solverd.models.callback_status import CallbackStatus
 from solverd.models.client_file_upload_data import ClientFileUploadData
 from solverd.models.complete_upload import CompleteUpload
 from solverd.models.cpu_source import CpuSource
@@ -27,11 +29,13 @@ from solverd.models.file_upload_data import FileUploadData
 from solverd.models.get_credit_price_legacy import GetCreditPriceLegacy
 from solverd.models.groups import Groups
 from solverd.models.job import Job
+from solverd.models.job_callback import JobCallback
 from solverd.models.job_encryption_inputs import JobEncryptionInputs
 from solverd.models.job_ids import JobIds
 from solverd.models.job_inputs import JobInputs
 from solverd.models.job_log import JobLog
 from solverd.models.job_logs_map import JobLogsMap
+from solverd.models.job_message import JobMessage
 from solverd.models.job_metadata import JobMetadata
 from solverd.models.job_metadata_update import JobMetadataUpdate
 from solverd.models.job_outputs import JobOutputs
@@ -50,6 +54,7 @@ from solverd.models.licensed_resource_type import LicensedResourceType
 from solverd.models.links import Links
 from solverd.models.loc_inner import LocInner
 from solverd.models.log_link import LogLink
+from solverd.models.message_type import MessageType
 from solverd.models.meta import Meta
 from solverd.models.meta_value_type import MetaValueType
 from solverd.models.one_page_solver_port import OnePageSolverPort

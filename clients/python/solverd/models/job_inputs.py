@@ -18,17 +18,19 @@ import re  # noqa: F401
 import json
 
 from pydantic import BaseModel, ConfigDict, Field
-from typing import Any, ClassVar, Dict, List
+from typing import Any, ClassVar, Dict, List, Optional
+from solverd.models.job_callback import JobCallback
 from typing import Optional, Set
 from typing_extensions import Self
 from pydantic_core import to_jsonable_python
 
 class JobInputs(BaseModel):
     """
-    Values of a job's inputs.
+    Values of a job's inputs, and where its end is to be told.
     """ # noqa: E501
+    callback: Optional[JobCallback] = Field(default=None, description="Where the end of the job is to be told. Nobody is told of a job that was deleted.")
     values: Dict[str, Any] = Field(description="By port. Ports that are left out take their default.")
-    __properties: ClassVar[List[str]] = ["values"]
+    __properties: ClassVar[List[str]] = ["callback", "values"]
 
     model_config = ConfigDict(
         validate_by_name=True,
@@ -69,6 +71,14 @@ class JobInputs(BaseModel):
             exclude=excluded_fields,
             exclude_none=True,
         )
+        # override the default output from pydantic by calling `to_dict()` of callback
+        if self.callback:
+            _dict['callback'] = self.callback.to_dict()
+        # set to None if callback (nullable) is None
+        # and model_fields_set contains the field
+        if self.callback is None and "callback" in self.model_fields_set:
+            _dict['callback'] = None
+
         return _dict
 
     @classmethod
@@ -81,6 +91,7 @@ class JobInputs(BaseModel):
             return cls.model_validate(obj)
 
         _obj = cls.model_validate({
+            "callback": JobCallback.from_dict(obj["callback"]) if obj.get("callback") is not None else None,
             "values": obj.get("values")
         })
         return _obj

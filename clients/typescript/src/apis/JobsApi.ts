@@ -19,6 +19,11 @@ import {
     BatchGetJobMetadataResponseToJSON,
 } from '../models/BatchGetJobMetadataResponse.js';
 import {
+    type CallbackStatus,
+    CallbackStatusFromJSON,
+    CallbackStatusToJSON,
+} from '../models/CallbackStatus.js';
+import {
     type ErrorGet,
     ErrorGetFromJSON,
     ErrorGetToJSON,
@@ -221,6 +226,13 @@ export interface GetJobRequest {
      * An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.
      */
     prefer?: string;
+}
+
+export interface GetJobCallbackRequest {
+    /**
+     * Identifies the job.
+     */
+    jobId: string;
 }
 
 export interface GetJobCustomMetadataRequest {
@@ -583,7 +595,7 @@ export class JobsApi extends runtime.BaseAPI {
     }
 
     /**
-     * Checks the values against the solver\'s ports; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job\'s log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same.
+     * Checks the values against the solver\'s ports; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job\'s log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same. With a `callback` nobody has to wait for its end.
      * Create a job.
      */
     async createSolverJobRaw(requestParameters: CreateSolverJobRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<runtime.ApiResponse<Job>> {
@@ -594,7 +606,7 @@ export class JobsApi extends runtime.BaseAPI {
     }
 
     /**
-     * Checks the values against the solver\'s ports; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job\'s log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same.
+     * Checks the values against the solver\'s ports; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job\'s log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same. With a `callback` nobody has to wait for its end.
      * Create a job.
      */
     async createSolverJob(requestParameters: CreateSolverJobRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<Job> {
@@ -877,6 +889,56 @@ export class JobsApi extends runtime.BaseAPI {
      */
     async getJob(requestParameters: GetJobRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<Job> {
         const response = await this.getJobRaw(requestParameters, initOverrides);
+        return await response.value();
+    }
+
+    /**
+     * Creates request options for getJobCallback without sending the request
+     */
+    async getJobCallbackRequestOpts(requestParameters: GetJobCallbackRequest): Promise<runtime.RequestOpts> {
+        if (requestParameters['jobId'] == null) {
+            throw new runtime.RequiredError(
+                'jobId',
+                'Required parameter "jobId" was null or undefined when calling getJobCallback().'
+            );
+        }
+
+        const queryParameters: any = {};
+
+        const headerParameters: runtime.HTTPHeaders = {};
+
+        if (this.configuration && (this.configuration.username !== undefined || this.configuration.password !== undefined)) {
+            headerParameters["Authorization"] = "Basic " + btoa(this.configuration.username + ":" + this.configuration.password);
+        }
+
+        let urlPath = `/v0/jobs/{job_id}/callback`;
+        urlPath = urlPath.replace('{job_id}', encodeURIComponent(String(requestParameters['jobId'])));
+
+        return {
+            path: urlPath,
+            method: 'GET',
+            headers: headerParameters,
+            query: queryParameters,
+        };
+    }
+
+    /**
+     * Where the end of the job is told, and what became of that: only if the job was created with a callback.
+     * Get a job\'s callback.
+     */
+    async getJobCallbackRaw(requestParameters: GetJobCallbackRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<runtime.ApiResponse<CallbackStatus>> {
+        const requestOptions = await this.getJobCallbackRequestOpts(requestParameters);
+        const response = await this.request(requestOptions, initOverrides);
+
+        return new runtime.JSONApiResponse(response, (jsonValue) => CallbackStatusFromJSON(jsonValue));
+    }
+
+    /**
+     * Where the end of the job is told, and what became of that: only if the job was created with a callback.
+     * Get a job\'s callback.
+     */
+    async getJobCallback(requestParameters: GetJobCallbackRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<CallbackStatus> {
+        const response = await this.getJobCallbackRaw(requestParameters, initOverrides);
         return await response.value();
     }
 

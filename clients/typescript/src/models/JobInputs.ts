@@ -13,12 +13,24 @@
  */
 
 import { mapValues } from '../runtime.js';
+import type { JobCallback } from './JobCallback.js';
+import {
+    JobCallbackFromJSON,
+    JobCallbackFromJSONTyped,
+    JobCallbackToJSON,
+    JobCallbackToJSONTyped,
+} from './JobCallback.js';
+
 /**
- * Values of a job's inputs.
+ * Values of a job's inputs, and where its end is to be told.
  * @export
  * @interface JobInputs
  */
 export interface JobInputs {
+    /**
+     * Where the end of the job is to be told. Nobody is told of a job that was deleted.
+     */
+    callback?: JobCallback | null;
     /**
      * By port. Ports that are left out take their default.
      */
@@ -43,6 +55,7 @@ export function JobInputsFromJSONTyped(json: any, ignoreDiscriminator: boolean):
     }
     return {
         
+        'callback': json['callback'] === undefined ? undefined : json['callback'] === null ? null : JobCallbackFromJSON(json['callback']),
         'values': json['values'],
     };
 }
@@ -58,6 +71,7 @@ export function JobInputsToJSONTyped(value?: JobInputs | null, ignoreDiscriminat
 
     return {
         
+        'callback': JobCallbackToJSON(value['callback']),
         'values': value['values'],
     };
 }
