@@ -357,13 +357,7 @@ impl Dispatcher {
         let inner = self.0.clone();
         self.0.tasks.spawn(async move {
             for key in keys {
-                if let Err(error) = inner.objects.delete(&key).await {
-                    tracing::warn!(
-                        key,
-                        error = chain(&error),
-                        "an object that nobody needs stays behind"
-                    );
-                }
+                inner.objects.forget(&key, None).await;
             }
         });
     }

@@ -24,9 +24,8 @@ use crate::{
         time::now,
     },
     error::{Errors, FieldError, Result},
-    objects::{self, Objects},
+    objects::Objects,
     paging::{Page, Paging},
-    report::chain,
     request::{Body, Params, from_request, whole},
     store::Db,
 };
@@ -289,16 +288,9 @@ pub async fn abort_multipart_upload(
     let file = db.file_or_upload(path.file_id, caller.id()).await?;
     if file.completed_at.is_none() {
         db.upload_remove(file.id, caller.id()).await?;
-        forget(objects.abort_upload(&File::object_key(file.id), file.upload_id.as_deref()).await);
+        objects.forget(&File::object_key(file.id), file.upload_id.as_deref()).await;
     }
     Ok(Json(()))
-}
-
-/// Once its row is gone, nobody can reach an object: that it could not be deleted is not the caller's concern.
-pub fn forget(deleted: objects::Result<()>) {
-    if let Err(error) = deleted {
-        tracing::warn!(error = chain(&error), "an object that nobody needs stays behind");
-    }
 }
 
 /// List your files.
@@ -350,6 +342,6 @@ pub async fn delete_file(
 ) -> Result<Json<()>> {
     let file = db.file_get(path.file_id, caller.id()).await?;
     db.file_remove(file.id, caller.id()).await?;
-    forget(objects.delete(&File::object_key(file.id)).await);
+    objects.forget(&File::object_key(file.id), None).await;
     Ok(Json(()))
 }

@@ -31,6 +31,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::domain::user::hex;
+use crate::report::chain;
 
 const MIB: u64 = 1 << 20;
 
@@ -255,13 +256,31 @@ impl Objects {
         }
     }
 
-    /// Forgets an upload and deletes what there is of it, **the completed object included**. Doing
-    /// it twice is fine.
-    pub async fn abort_upload(&self, key: &str, upload_id: Option<&str>) -> Result<()> {
-        if let Some(upload_id) = upload_id {
-            self.discard(key, upload_id).await?;
+    /// Ends an upload: what was sent so far goes, and nothing more is taken. A completed object
+    /// stays. Doing it twice is fine.
+    pub async fn end_upload(&self, key: &str, upload_id: &str) -> Result<()> {
+        let abort =
+            self.calls.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(upload_id);
+        match abort.send().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.code() == Some("NoSuchUpload") => Ok(()),
+            Err(error) => Err(unavailable("end an upload")(error)),
         }
-        self.delete(key).await
+    }
+
+    /// Deletes an object that no row names any more, and ends the upload that was to become it.
+    /// Nobody can reach either: that one stays behind is told to the log only.
+    pub async fn forget(&self, key: &str, upload_id: Option<&str>) {
+        let forgotten = async {
+            if let Some(upload_id) = upload_id {
+                self.end_upload(key, upload_id).await?;
+            }
+            // An upload may have become an object meanwhile.
+            self.delete(key).await
+        };
+        if let Err(error) = forgotten.await {
+            tracing::warn!(key, error = chain(&error), "an object that nobody needs stays behind");
+        }
     }
 
     /// A link, valid for an hour, that downloads the object as an attachment called `filename`.
@@ -339,7 +358,7 @@ impl Objects {
             match self.put_parts(key, &upload_id, first, content, &mut digest).await {
                 Ok(stat) => stat,
                 Err(error) => {
-                    if let Err(left) = self.discard(key, &upload_id).await {
+                    if let Err(left) = self.end_upload(key, &upload_id).await {
                         tracing::warn!(key, error = %left, "parts stay in the object store");
                     }
                     return Err(error);
@@ -434,15 +453,6 @@ impl Objects {
         }
     }
 
-    async fn discard(&self, key: &str, upload_id: &str) -> Result<()> {
-        let abort =
-            self.calls.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(upload_id);
-        match abort.send().await {
-            Ok(_) => Ok(()),
-            Err(error) if error.code() == Some("NoSuchUpload") => Ok(()),
-            Err(error) => Err(unavailable("abort an upload")(error)),
-        }
-    }
 }
 
 fn config(location: &Location, endpoint: &str) -> Config {
