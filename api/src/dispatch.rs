@@ -10,6 +10,7 @@ mod finish;
 mod logs;
 mod steps;
 mod task;
+mod uploads;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -98,6 +99,7 @@ struct Inner {
     machine: Resources,
     wake: Wake,
     slots: Mutex<HashMap<JobId, Slot>>,
+    sweep: uploads::Sweep,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -153,6 +155,7 @@ impl Dispatcher {
             machine: Resources { nano_cpus: machine.nano_cpus, memory_bytes: machine.memory_bytes },
             wake,
             slots: Mutex::default(),
+            sweep: uploads::Sweep::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }));
@@ -193,6 +196,7 @@ impl Dispatcher {
             }
         }
         self.pick_up().await?;
+        self.sweep_uploads();
         for job in inner.db.jobs_queued_to_stop(BATCH).await? {
             self.claim(&job, NOTHING, Fate::Abort).await?;
         }

@@ -286,8 +286,7 @@ pub async fn abort_multipart_upload(
     objects: Data<Objects>,
 ) -> Result<Json<()>> {
     let file = db.file_or_upload(path.file_id, caller.id()).await?;
-    if file.completed_at.is_none() {
-        db.upload_remove(file.id, caller.id()).await?;
+    if file.completed_at.is_none() && db.upload_remove(file.id, caller.id()).await? {
         objects.forget(&File::object_key(file.id), file.upload_id.as_deref()).await;
     }
     Ok(Json(()))

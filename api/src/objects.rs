@@ -452,7 +452,6 @@ impl Objects {
             None => Err(Error::NotUploaded),
         }
     }
-
 }
 
 fn config(location: &Location, endpoint: &str) -> Config {

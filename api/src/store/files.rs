@@ -68,11 +68,23 @@ impl Db {
         gone.map_or_else(|| not_found("file", &id), |_| Ok(()))
     }
 
-    /// Removes the row of an upload. One that has become a file meanwhile stays.
-    pub async fn upload_remove(&self, id: FileId, owner: UserId) -> Result<()> {
+    /// Removes the row of an upload. One that has become a file meanwhile stays; says whether it has not.
+    pub async fn upload_remove(&self, id: FileId, owner: UserId) -> Result<bool> {
         const SQL: &str = "DELETE FROM files WHERE id = $1 AND owner = $2 AND completed_at IS NULL";
-        on!(self, |pool| sqlx::query(SQL).bind(id).bind(owner).execute(pool).await.map(drop))
-            .doing("removing an upload")
+        on!(self, |pool| sqlx::query(SQL)
+            .bind(id)
+            .bind(owner)
+            .execute(pool)
+            .await
+            .map(|done| done.rows_affected() > 0))
+        .doing("removing an upload")
+    }
+
+    /// Uploads that were begun before a moment and have not been completed, oldest first.
+    pub async fn uploads_begun_before(&self, moment: Timestamp, limit: i64) -> Result<Vec<File>> {
+        const SQL: &str = "SELECT * FROM files WHERE completed_at IS NULL AND created_at < $1 ORDER BY created_at LIMIT $2";
+        on!(self, |pool| sqlx::query_as(SQL).bind(moment).bind(limit).fetch_all(pool).await)
+            .doing("looking for abandoned uploads")
     }
 
     /// Every file that a user has uploaded, newest first.

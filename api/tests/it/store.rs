@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 use crate::support::env;
 
 /// A database that nobody else uses.
-struct Fresh {
+pub(crate) struct Fresh {
     url: String,
     place: Place,
 }
@@ -42,7 +42,7 @@ enum Place {
 }
 
 impl Fresh {
-    fn sqlite() -> Self {
+    pub(crate) fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("store.db").display());
         Self { url, place: Place::Folder(folder) }
@@ -50,7 +50,7 @@ impl Fresh {
 
     /// `None` where there is no server and nobody insists on one.
     #[expect(clippy::print_stderr, reason = "nothing is skipped silently")]
-    async fn postgres() -> Option<Self> {
+    pub(crate) async fn postgres() -> Option<Self> {
         let Some(server) = env("SOLVERD_TEST_POSTGRES_URL") else {
             assert!(
                 env("REQUIRE_POSTGRES").is_none(),
@@ -67,7 +67,7 @@ impl Fresh {
     }
 
     /// Gives the opened database to a test, and removes it however the test ends.
-    async fn run(self, test: impl AsyncFnOnce(Db)) {
+    pub(crate) async fn run(self, test: impl AsyncFnOnce(Db)) {
         let db = Db::open(&self.url).await.unwrap();
         let result = AssertUnwindSafe(test(db.clone())).catch_unwind().await;
         db.close().await;
@@ -126,6 +126,7 @@ on_both! {
     racing_publications_of_a_release_are_one,
     releases_are_in_the_order_of_their_versions,
     an_upload_is_no_file_until_it_is_complete,
+    old_uploads_are_found_until_they_end,
     files_are_seen_by_their_owner_only,
     files_are_found_by_content_and_id,
     outputs_are_files_that_no_list_shows,
@@ -454,6 +455,30 @@ async fn an_upload_is_no_file_until_it_is_complete(db: Db) {
     assert_not_found(db.file_or_upload(upload.id, owner).await);
     assert_not_found(db.file_remove(upload.id, owner).await);
     assert_not_found(db.file_complete(upload.id, owner, "tag", at).await);
+}
+
+async fn old_uploads_are_found_until_they_end(db: Db) {
+    let owner = user(&db, "ada@example.org").await.id;
+    let begin = now();
+    let mut uploads = Vec::new();
+    for age in [1, 3, 2, 4] {
+        let upload = File { created_at: after(begin, -age), ..upload(owner, "a") };
+        db.file_add(&upload).await.unwrap();
+        uploads.push(upload);
+    }
+    db.file_complete(uploads[3].id, owner, "tag", now()).await.unwrap();
+    let old = async |limit| {
+        let found = db.uploads_begun_before(after(begin, -1), limit).await.unwrap();
+        found.iter().map(|file| file.id).collect::<Vec<_>>()
+    };
+    assert_eq!(old(9).await, [uploads[1].id, uploads[2].id], "the oldest first");
+    assert_eq!(old(1).await, [uploads[1].id]);
+    assert!(db.upload_remove(uploads[1].id, owner).await.unwrap());
+    for gone in [&uploads[1], &uploads[3]] {
+        assert!(!db.upload_remove(gone.id, owner).await.unwrap(), "gone, or a file by now");
+    }
+    assert_eq!(old(9).await, [uploads[2].id]);
+    assert_eq!(db.files_all(owner).await.unwrap().len(), 1);
 }
 
 async fn files_are_seen_by_their_owner_only(db: Db) {
