@@ -21,7 +21,7 @@ pub(crate) fn example(name: &str) -> Json {
 }
 
 /// A study of sleepers whose steps are named with what feeds `input_2` to `input_4`.
-fn study(steps: &Json) -> Json {
+pub(crate) fn study(steps: &Json) -> Json {
     let step = |(name, inputs): (&String, &Json)| json!({"name": name, "solver": "simcore/services/comp/itis/sleeper", "version": "3.0.0", "inputs": inputs});
     let steps: Vec<_> = steps.as_object().unwrap().iter().map(step).collect();
     let seconds =
@@ -71,7 +71,7 @@ async fn greedy() -> Release {
 }
 
 /// The sleeper as version 3.0.0, taking little.
-async fn modest() -> Release {
+pub(crate) async fn modest() -> Release {
     sleeper_with("3.0.0", Resources { nano_cpus: 100_000_000, memory_bytes: 64 << 20 }).await
 }
 
