@@ -45,6 +45,15 @@ fn rows(id: &str, at: &str, from: &str) -> String {
     )
 }
 
+/// As many jobs of steps: every tenth of those jobs has ten.
+fn steps(id: &str, parent: &str, from: &str) -> String {
+    format!(
+        "INSERT INTO jobs (id, owner, parent_id, step, solver_key, solver_version, inputs, inputs_checksum, metadata, state, progress, created_at) \
+         SELECT {id}, 1, parent.id, n, '{KEY}', '1.0.0', '{{}}', '', '{{}}', 'SUCCESS', 100, parent.created_at \
+         FROM {from} JOIN jobs AS parent ON parent.id = {parent}"
+    )
+}
+
 /// The statement of the migration that counts the jobs which are there.
 fn count(migration: &'static str) -> &'static str {
     migration.split(';').find(|statement| statement.contains("INSERT INTO job_counts")).unwrap()
@@ -55,19 +64,25 @@ async fn fill(url: &str, jobs: i64) {
         let at = "STRFTIME('%Y-%m-%dT%H:%M:%S+00:00', 1577836800 + n, 'unixepoch')";
         let rows = rows("UNHEX(PRINTF('%032x', n))", at, "numbers");
         let numbers = format!("SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {jobs}");
-        let fill = format!("WITH RECURSIVE numbers (n) AS ({numbers}) {rows}");
+        let parent = "UNHEX(PRINTF('%032x', (n + 9) / 10 * 10))";
+        let steps = steps("UNHEX(PRINTF('ff%030x', n))", parent, "numbers");
         let mut connection = SqliteConnection::connect(url).await.unwrap();
-        connection.execute(AssertSqlSafe(fill)).await.unwrap();
         let count = count(include_str!("../../migrations/sqlite/0003_lists.sql"));
-        connection.execute(count).await.unwrap();
+        let numbered = |fill| format!("WITH RECURSIVE numbers (n) AS ({numbers}) {fill}");
+        for fill in [numbered(rows), count.to_owned(), numbered(steps)] {
+            connection.execute(AssertSqlSafe(fill)).await.unwrap();
+        }
         connection.close().await.unwrap();
     } else {
         let numbers = format!("GENERATE_SERIES(1, {jobs}) AS numbers (n)");
         let rows = rows("LPAD(TO_HEX(n), 32, '0')::uuid", "TO_TIMESTAMP(1577836800 + n)", &numbers);
+        let parent = "LPAD(TO_HEX((n + 9) / 10 * 10), 32, '0')::uuid";
+        let steps = steps("('ff' || LPAD(TO_HEX(n), 30, '0'))::uuid", parent, &numbers);
         let mut connection = PgConnection::connect(url).await.unwrap();
-        connection.execute(AssertSqlSafe(rows)).await.unwrap();
         let count = count(include_str!("../../migrations/postgres/0003_lists.sql"));
-        connection.execute(count).await.unwrap();
+        for fill in [rows, count.to_owned(), steps] {
+            connection.execute(AssertSqlSafe(fill)).await.unwrap();
+        }
         // As the server does by itself after a while.
         connection.execute("VACUUM ANALYZE").await.unwrap();
         connection.close().await.unwrap();
@@ -153,6 +168,14 @@ async fn measure(url: &str, jobs: i64) -> Vec<(&'static str, f64)> {
         ("a release: last page", page(&one, half, half - PAGE).await),
         ("the failed, one in a thousand", page(&failed, jobs / 1000, 0).await),
     ];
+    let parent = Some(JobId(Uuid::from_u128(u128::from((half / 10 * 10).unsigned_abs()))));
+    let steps = JobFilter { parent, ..JobFilter::default() };
+    let window = Window { limit: 5, offset: 4, oldest_first: false };
+    let page = median(async || {
+        let (found, total) = db.jobs_list(owner, &steps, window).await.unwrap();
+        assert_eq!((found.len(), total), (5, 10));
+    });
+    times.push(("the steps of one job", page.await));
     let by_id =
         median(async || assert_eq!(db.jobs_get(&thousand, owner).await.unwrap().len(), 1000));
     times.push(("1000 jobs by id", by_id.await));

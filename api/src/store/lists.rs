@@ -42,8 +42,10 @@ fn list_of(key: &SolverKey, version: &str) -> String {
 
 /// Name of the list that a filter stands for, if that one is counted.
 fn counted_list(filter: &JobFilter) -> Option<String> {
-    let JobFilter { releases, states, all_notes, any_notes, created_from, created_before } = filter;
+    let JobFilter { parent, releases, states, all_notes, any_notes, created_from, created_before } =
+        filter;
     let narrowed = !(states.is_empty() && all_notes.is_empty() && any_notes.is_empty())
+        || parent.is_some()
         || created_from.is_some()
         || created_before.is_some();
     match releases.as_deref() {
@@ -59,7 +61,11 @@ macro_rules! narrow {
     ($query:ident, $owner:expr, $filter:expr) => {{
         let filter: &JobFilter = $filter;
         $query.push("WHERE owner = ").push_bind($owner);
-        $query.push(" AND deleted_at IS NULL AND parent_id IS NULL");
+        $query.push(" AND deleted_at IS NULL");
+        match filter.parent {
+            None => $query.push(" AND parent_id IS NULL"),
+            Some(parent) => $query.push(" AND parent_id = ").push_bind(parent),
+        };
         match filter.releases.as_deref() {
             None => {}
             Some([(key, version)]) => {

@@ -214,6 +214,7 @@ async fn every_error_has_one_shape() {
         &format!("{jobs}/page?offset=-1"),
         "/v0/files:search?sha256_checksum=abc",
         "/v0/files:search?file_id=42",
+        "/v0/jobs?parent=42",
         "/v0/jobs?state=STARTED&state=DONE",
         "/v0/jobs?metadata=mesh:fine",
         "/v0/jobs?created_from=yesterday",

@@ -1285,6 +1285,12 @@ async fn a_step_has_one_job(db: Db) {
         let (page, total) = db.jobs_list(owner, &filter, newest(9, 0)).await.unwrap();
         assert_eq!((page.len(), page[0].id, total), (1, whole.job.id, 1));
     }
+    // But it is listed where the steps are asked for.
+    for (parent, found) in [(whole.job.id, vec![child.id]), (child.id, vec![])] {
+        let filter = JobFilter { parent: Some(parent), ..of_release("1.0.0") };
+        let (page, total) = db.jobs_list(owner, &filter, newest(9, 0)).await.unwrap();
+        assert_eq!((ids(&page), total), (found.clone(), i64::try_from(found.len()).unwrap()));
+    }
     db.job_claim(child.id, &lease("j"), now()).await.unwrap().unwrap();
     changes.wait().await;
 
