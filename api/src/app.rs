@@ -133,6 +133,7 @@ impl App {
         let Self { listener, public_url, db, objects, storage, dispatcher, wake, lock, .. } = self;
         let rules = Data::new(Rules::default());
         let logs = dispatcher.logs();
+        let dispatching = Data::new(dispatcher.clone());
         let pool = db.clone();
         let closing = Data::new(shutdown.clone());
         let in_flight = Data::new(InFlight::default());
@@ -144,6 +145,7 @@ impl App {
                 .app_data(Data::new(objects.clone()))
                 .app_data(Data::new(wake.clone()))
                 .app_data(Data::new(logs.clone()))
+                .app_data(dispatching.clone())
                 .app_data(rules.clone())
                 .app_data(closing.clone())
                 .app_data(in_flight.clone())
@@ -154,6 +156,8 @@ impl App {
             app.wrap(from_fn(limit))
                 .wrap(from_fn(authenticate))
                 .route("/health", web::get().to(meta::health))
+                .route("/state", web::get().to(meta::state))
+                .route("/v0/", web::get().to(meta::alive))
                 .route("/", web::get().to(to_docs))
                 .route("/docs", web::get().to(to_docs))
                 .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", document.clone()))

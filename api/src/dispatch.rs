@@ -164,6 +164,11 @@ impl Dispatcher {
         Ok(dispatcher)
     }
 
+    /// Whether the container engine answers.
+    pub async fn ping(&self) -> Result<()> {
+        Ok(self.0.engine.ping().await?)
+    }
+
     /// Makes log zips that could not be made when their job ended.
     pub fn logs(&self) -> LogZips {
         self.0.logs.clone()

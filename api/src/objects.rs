@@ -201,6 +201,12 @@ impl Objects {
         Ok(objects)
     }
 
+    /// Whether the store answers and the bucket is there.
+    pub async fn ping(&self) -> Result<()> {
+        let asked = self.calls.head_bucket().bucket(&self.bucket).send().await;
+        asked.map(drop).map_err(unavailable("find the bucket"))
+    }
+
     /// Prepares the upload of `size` bytes by a client: one part below 100 MiB, several from there
     /// on, none for an empty file.
     ///

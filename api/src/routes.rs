@@ -10,6 +10,7 @@ use crate::{files, jobs, meta, solvers, studies, users, wallets};
 pub fn routes(config: &mut ServiceConfig<'_>) {
     config
         .service(meta::get_service_metadata)
+        .service(meta::get_service_state)
         .service(users::get_my_profile)
         .service(users::update_my_profile)
         // files

@@ -7,7 +7,7 @@ use futures_util::stream;
 use insta::{assert_snapshot, with_settings};
 use regex::Regex;
 use reqwest::{
-    Method,
+    Method, StatusCode,
     header::{ALLOW, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE},
 };
 use serde_json::{Value as Json, json};
@@ -323,6 +323,20 @@ pub(crate) async fn external_storage(store: &TestApp) -> [String; 3] {
     ]
 }
 
+/// What the service needs, and whether it works.
+async fn state(app: &Api) -> Vec<(String, bool)> {
+    let [here, there] = ["/v0/state", "/state"].map(|path| app.anonymous(Method::GET, path));
+    let (here, there) = (answer(here).await, answer(there).await);
+    assert_eq!((here.status, here.json()), (StatusCode::OK, there.json()));
+    let services = here.json()["services"].clone();
+    let services = services.as_object().unwrap().iter();
+    services.map(|(name, state)| (name.clone(), state["healthy"].as_bool().unwrap())).collect()
+}
+
+fn owned((name, healthy): (&str, bool)) -> (String, bool) {
+    (name.to_owned(), healthy)
+}
+
 #[tokio::test]
 async fn a_lost_object_store_is_told_from_a_fault() {
     let store = TestApp::start().await;
@@ -333,7 +347,11 @@ async fn a_lost_object_store_is_told_from_a_fault() {
     let file = app.upload("a.txt", b"1").await;
     assert_eq!(file.status, 200, "{file}");
 
+    let well = state(&app).await;
     store.stop().await;
+    assert_eq!(well, [("database", true), ("engine", true), ("object_store", true)].map(owned));
+    let ill = state(&app).await;
+    assert_eq!(ill, [("database", true), ("engine", true), ("object_store", false)].map(owned));
     let deleted = app.delete(&format!("/v0/files/{}", text(&file.json(), "/id"))).await;
     assert_eq!(
         deleted.status, 200,
@@ -428,7 +446,7 @@ async fn nothing_is_open_to_strangers() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(open.iter().collect::<Vec<_>>(), ["get_service_metadata"]);
+    assert_eq!(open.iter().collect::<Vec<_>>(), ["get_service_metadata", "get_service_state"]);
     app.stop().await;
 }
 
@@ -816,6 +834,8 @@ async fn the_service_tells_about_itself() {
     let health = answer(app.anonymous(Method::GET, "/health")).await;
     assert_eq!(health.status, 200);
     assert!(health.text().contains("is healthy"), "{health}");
+    let alive = answer(app.anonymous(Method::GET, "/v0/")).await;
+    assert!(alive.status == 200 && alive.text().starts_with("solverd@20"), "{alive}");
     let served = answer(app.anonymous(Method::GET, "/openapi.json")).await;
     assert_eq!(served.json(), document());
 

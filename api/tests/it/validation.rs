@@ -53,7 +53,8 @@ fn validator(place: &str) -> Arc<Validator> {
 
 /// Panics if an answer is not what the document says.
 pub(crate) fn check(method: &str, path: &str, answer: &Answer) {
-    if !path.starts_with("/v0/") {
+    // The sign of life is not part of the API.
+    if !path.starts_with("/v0/") || path == "/v0/" {
         return;
     }
     let decoded = percent_decode_str(path).decode_utf8_lossy();
