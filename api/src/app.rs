@@ -30,6 +30,7 @@ use crate::{
         user::{Credentials, check_key, parse_email, secret_hash},
     },
     error::default_route,
+    files::form::Uploads,
     jobs::Rules,
     limits::{InFlight, limit},
     meta,
@@ -134,6 +135,8 @@ impl App {
         let rules = Data::new(Rules::default());
         let logs = dispatcher.logs();
         let dispatching = Data::new(dispatcher.clone());
+        let uploads = Data::new(Uploads::new(db.clone(), objects.clone()));
+        let uploading = uploads.clone();
         let pool = db.clone();
         let closing = Data::new(shutdown.clone());
         let in_flight = Data::new(InFlight::default());
@@ -146,6 +149,7 @@ impl App {
                 .app_data(Data::new(wake.clone()))
                 .app_data(Data::new(logs.clone()))
                 .app_data(dispatching.clone())
+                .app_data(uploads.clone())
                 .app_data(rules.clone())
                 .app_data(closing.clone())
                 .app_data(in_flight.clone())
@@ -179,6 +183,7 @@ impl App {
             handle.stop(true).await;
         };
         let (served, (), ()) = tokio::join!(server, stopped, dispatcher.run(shutdown.clone()));
+        uploading.finish().await;
         pool.close().await;
         if let Some(storage) = storage {
             storage.shutdown.cancel();

@@ -2,6 +2,8 @@
 
 #![expect(unreachable_pub, reason = "the route macros nest the handlers")]
 
+pub mod form;
+
 use actix_web::{
     HttpRequest, HttpResponse, delete, get,
     http::header,

@@ -43,6 +43,9 @@ const MOST_PARTS: u64 = 9_999;
 /// The most bytes S3 takes in one request.
 const LARGEST_PUT: u64 = 5120 * MIB;
 
+/// The most bytes that [`Objects::put_stream`] takes: its parts of each size, see [`stream_part_size`].
+pub const LONGEST_STREAM: u64 = (2000 * (16 + 32 + 64 + 128) + (MOST_PARTS - 8000) * 256) * MIB;
+
 /// All links of an upload are made at its start, so the last one has to outlive a slow line.
 const UPLOAD_LINK_LIFE: Duration = Duration::from_hours(12);
 const DOWNLOAD_LINK_LIFE: Duration = Duration::from_hours(1);
@@ -348,8 +351,8 @@ impl Objects {
     /// Writes all of `content`, whose size nobody needs to know, and hashes it on the way.
     ///
     /// Keeps one part in memory: 16 MiB for what is smaller than 31 GiB, at most 256 MiB. Takes up
-    /// to 1.9 TiB. The object appears whole or not at all. A caller that stops waiting half-way
-    /// leaves the parts in the store.
+    /// to [`LONGEST_STREAM`]. The object appears whole or not at all. A caller that stops waiting
+    /// half-way leaves the parts in the store.
     pub async fn put_stream(
         &self,
         key: &str,
@@ -386,10 +389,7 @@ impl Objects {
         while !part.is_empty() {
             size += part.len() as u64;
             if number > part_number(MOST_PARTS) {
-                return Err(Error::TooLarge {
-                    size,
-                    limit: (1..number).map(stream_part_size).sum(),
-                });
+                return Err(Error::TooLarge { size, limit: LONGEST_STREAM });
             }
             let put = self
                 .calls

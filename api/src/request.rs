@@ -18,8 +18,8 @@ use crate::error::{ApiError, ErrorCode, FieldError, Result};
 /// The largest JSON body that is accepted, in bytes.
 pub const BODY_LIMIT: usize = 8 << 20;
 
-/// How long a JSON body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long a JSON body may take to arrive, and how long any other may pause.
+pub const BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How deep JSON may be nested: what `serde_json` takes.
 const DEPTH: usize = 127;

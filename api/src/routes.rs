@@ -16,6 +16,7 @@ pub fn routes(config: &mut ServiceConfig<'_>) {
         // files
         .service(files::search_files_page)
         .service(files::get_upload_links)
+        .service(files::form::upload_file)
         .service(files::complete_multipart_upload)
         .service(files::abort_multipart_upload)
         .service(files::list_files)

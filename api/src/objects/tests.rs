@@ -456,4 +456,5 @@ fn parts_grow_with_the_file() {
     );
     assert_eq!((stream_part_size(2000) / MIB, stream_part_size(2001) / MIB), (16, 32));
     assert_eq!(stream_part_size(9_999) / MIB, 256);
+    assert_eq!((1..=9_999).map(stream_part_size).sum::<u64>(), LONGEST_STREAM);
 }

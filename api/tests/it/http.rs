@@ -20,6 +20,7 @@ use solverd::domain::{
 use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::{
+    forms::{file_form, put},
     openapi::{document, operations},
     studies,
     support::{
@@ -378,6 +379,7 @@ fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::Request
         let method = Method::from_bytes(operation.method.as_bytes()).unwrap();
         let request = api.request(method, &path);
         let request = match operation.id() {
+            "upload_file" => put(api, file_form("a.txt", b"1")),
             "get_upload_links" => request.json(&file),
             "complete_multipart_upload" => {
                 request.json(&json!({"client_file": file, "uploaded_parts": {"parts": []}}))

@@ -3,6 +3,7 @@
 
 mod contract;
 mod dispatch;
+mod forms;
 mod http;
 mod limits;
 mod openapi;
