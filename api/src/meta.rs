@@ -18,7 +18,7 @@ use utoipa::{
 use crate::{
     dispatch::Dispatcher,
     domain::time::now,
-    error::{ApiError, ErrorCode, Result},
+    error::{ApiError, ErrorBody, ErrorCode, Result},
     objects::Objects,
     report::chain,
     request::BaseUrl,
@@ -58,7 +58,10 @@ fn released() -> Object {
 /// Describe the service.
 ///
 /// Needs no credentials.
-#[utoipa::path(tag = "meta", security(()), responses((status = 200, description = "The service.", body = Meta)))]
+#[utoipa::path(tag = "meta", security(()), responses(
+    (status = 200, description = "The service.", body = Meta),
+    (status = 431, description = "Target and headers are larger than is accepted.", body = ErrorBody),
+))]
 #[get("/v0/meta")]
 pub async fn get_service_metadata(base: BaseUrl) -> Json<Meta> {
     let docs = base.join("/docs");
@@ -115,7 +118,10 @@ impl ServiceStatus {
 /// Tell whether the service works.
 ///
 /// Asks database, object store and container engine whether they answer. Needs no credentials.
-#[utoipa::path(tag = "meta", security(()), responses((status = 200, description = "What works, and what does not.", body = AppStatusCheck)))]
+#[utoipa::path(tag = "meta", security(()), responses(
+    (status = 200, description = "What works, and what does not.", body = AppStatusCheck),
+    (status = 431, description = "Target and headers are larger than is accepted.", body = ErrorBody),
+))]
 #[get("/v0/state")]
 pub async fn get_service_state(
     base: BaseUrl,

@@ -17,7 +17,7 @@ use crate::openapi::{document, operations};
 const UPSTREAM: &str = include_str!("upstream.json");
 
 /// Differences that are meant: operation, what differs, and why. `*` stands for any operation, or for any beginning or end of what differs.
-const INTENDED: [(&str, &str, &str); 18] = [
+const INTENDED: [(&str, &str, &str); 19] = [
     ("*", "402", "nothing costs anything here"),
     ("*", "504", "there is no gateway with slow servers behind it, only the object store: 502"),
     (START, "406", "no release grows obsolete"),
@@ -45,6 +45,7 @@ const INTENDED: [(&str, &str, &str); 18] = [
     (STUDY_START, "406", "no release grows obsolete"),
     (STUDY_JOB, "200", "upstream has not built it yet"),
     (STUDY_JOB, "501", "it is built here"),
+    ("*", "404", "where nothing is named, nothing is missing"),
     ("*", "403", "what belongs to others does not exist: 404"),
     ("*", "200 application/json .status", "a wallet is always active"),
     ("*", "200 application/json .classification", "a plan never is a licence"),
