@@ -103,9 +103,9 @@ pub struct UserFile {
     )]
     filename: String,
     /// Bytes.
-    #[schema(maximum = 53_681_722_490_880_i64)]
-    #[serde(deserialize_with = "whole")]
-    filesize: u64,
+    #[schema(minimum = 0, maximum = 53_681_722_490_880_i64)]
+    #[serde(deserialize_with = "whole::<0, 53_681_722_490_880, _, _>")]
+    filesize: i64,
     /// SHA-256 of the content, hexadecimal.
     #[schema(pattern = "^[a-fA-F0-9]{64}$")]
     sha256_checksum: String,
@@ -176,7 +176,7 @@ pub struct FileUploadCompletionBody {
 pub struct UploadedPart {
     /// From 1.
     #[schema(minimum = 1)]
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "whole::<1, { i32::MAX as i64 }, _, _>")]
     number: i32,
     /// The entity tag that the object store answered.
     e_tag: String,
@@ -224,16 +224,13 @@ pub async fn get_upload_links(
     let sha256 = parse_sha256(&sha256_checksum).map_err(|rule| {
         FieldError::new("value_error", &["body", "sha256_checksum"], &sha256_checksum, &rule)
     })?;
-    let size = i64::try_from(filesize).map_err(|_| {
-        FieldError::new("value_error", &["body", "filesize"], filesize, "is too large")
-    })?;
     let id = FileId::new();
-    let plan = objects.upload_plan(&File::object_key(id), filesize).await?;
+    let plan = objects.upload_plan(&File::object_key(id), filesize.unsigned_abs()).await?;
     let file = File {
         id,
         owner: caller.id(),
         filename,
-        size,
+        size: filesize,
         sha256,
         e_tag: None,
         upload_id: plan.upload_id,

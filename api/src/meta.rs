@@ -18,7 +18,7 @@ use utoipa::{
 use crate::{
     dispatch::Dispatcher,
     domain::time::now,
-    error::{ApiError, ErrorBody, ErrorCode, Result},
+    error::{ErrorBody, Result},
     objects::Objects,
     report::chain,
     request::BaseUrl,
@@ -165,7 +165,7 @@ pub async fn alive() -> impl Responder {
 
 /// For load balancers: whether the service can answer. Not part of the API.
 pub async fn health(db: Data<Db>) -> Result<impl Responder> {
-    db.ping().await.map_err(|error| ApiError::internal(ErrorCode::Internal, error))?;
+    db.ping().await?;
     Ok(HttpResponse::Ok()
         .content_type("text/plain")
         .body(format!("solverd {} is healthy\n", env!("CARGO_PKG_VERSION"))))

@@ -3,13 +3,13 @@
 use actix_multipart::{Multipart, MultipartError};
 use actix_web::{
     HttpMessage, HttpRequest,
-    http::header::{self, DispositionParam},
+    http::header,
     put,
     web::{Bytes, Data, Json},
 };
 use futures_util::{Stream, StreamExt, stream};
 use serde_json::Value;
-use tokio::{runtime::Handle, sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::{runtime::Handle, sync::mpsc, task::JoinHandle};
 use tokio_util::{io::StreamReader, task::TaskTracker};
 use utoipa::ToSchema;
 
@@ -22,7 +22,7 @@ use crate::{
     },
     error::{ApiError, ErrorCode, Errors, FieldError, Result},
     objects::{self, LONGEST_STREAM, Objects},
-    request::BODY_TIMEOUT,
+    request::in_time,
     store::{self, Db},
 };
 
@@ -123,9 +123,11 @@ impl Upload {
         let _ = self.pieces.send(None).await;
         let stored = self.stored.await;
         let stored = stored.map_err(|error| ApiError::internal(ErrorCode::Internal, error))?;
-        let file = stored.map_err(|error| match error {
-            objects::Error::TooLarge { size, .. } => too_large(size),
-            error => error.into(),
+        let file = stored.map_err(|error| {
+            if let objects::Error::TooLarge { size, .. } = error {
+                return too_large(size);
+            }
+            error.into()
         })??;
         Ok(file.into())
     }
@@ -174,7 +176,7 @@ pub async fn upload_file(
 
 /// Looks at what is known of a form before it comes.
 fn check_head(request: &HttpRequest) -> Result<()> {
-    if request.content_type() != "multipart/form-data" {
+    if !request.content_type().eq_ignore_ascii_case("multipart/form-data") {
         let given = request.headers().get(header::CONTENT_TYPE);
         let given = given.map(|value| String::from_utf8_lossy(value.as_bytes()));
         let place = ["header", "content-type"];
@@ -196,22 +198,14 @@ fn too_large(size: u64) -> ApiError {
 
 /// The name that came with a file.
 fn filename(field: &actix_multipart::Field) -> Result<String> {
-    let parameters = field.content_disposition().into_iter().flat_map(|each| &each.parameters);
-    let (mut plain, mut extended) = (None, None);
-    for parameter in parameters {
-        match parameter {
-            DispositionParam::Filename(name) => plain = Some(name.clone()),
-            // How some clients write what is not ASCII.
-            DispositionParam::FilenameExt(name) => {
-                extended = String::from_utf8(name.value.clone()).ok();
-            }
-            _ => {}
-        }
-    }
+    let disposition = field.content_disposition();
+    // How some clients write what is not ASCII.
+    let extended = disposition.and_then(|each| each.get_filename_ext());
+    let extended = extended.and_then(|name| String::from_utf8(name.value.clone()).ok());
+    let plain = || Some(disposition?.get_filename()?.to_owned());
     let place = ["body", FILE, "filename"];
-    let name = extended.or(plain);
-    let name =
-        name.ok_or_else(|| FieldError::new("missing", &place, Value::Null, "is required"))?;
+    let missing = || FieldError::new("missing", &place, Value::Null, "is required");
+    let name = extended.or_else(plain).ok_or_else(missing)?;
     match check_filename(&name) {
         Ok(()) => Ok(name),
         Err(rule) => Err(FieldError::new("value_error", &place, name, &rule).into()),
@@ -222,20 +216,8 @@ fn filename(field: &actix_multipart::Field) -> Result<String> {
 async fn next<T>(
     parts: &mut (impl Stream<Item = Result<T, MultipartError>> + Unpin),
 ) -> Result<Option<T>> {
-    let next = timeout(BODY_TIMEOUT, parts.next()).await;
-    let next = next.map_err(|_| {
-        let seconds = BODY_TIMEOUT.as_secs();
-        let message = format!("the body must not pause for more than {seconds} seconds");
-        ApiError::new(ErrorCode::RequestTimeout, message)
-    })?;
-    next.transpose().map_err(|error| {
-        FieldError {
-            kind: "form",
-            loc: vec!["body".to_owned()],
-            msg: format!("`body` must be a form as RFC 7578 has it: {error}"),
-            input: Value::Null,
-            ctx: None,
-        }
-        .into()
+    in_time(parts.next()).await?.transpose().map_err(|error| {
+        let rule = format!("must be a form as RFC 7578 has it: {error}");
+        FieldError::about("form", &["body"], rule).into()
     })
 }

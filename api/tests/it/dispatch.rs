@@ -429,6 +429,6 @@ async fn abandoned(db: Db) {
 #[tokio::test(flavor = "multi_thread")]
 async fn uploads_that_nobody_completes_are_ended() {
     for fresh in [Some(Fresh::sqlite()), Fresh::postgres().await].into_iter().flatten() {
-        fresh.run(abandoned).await;
+        Box::pin(fresh.run(abandoned)).await;
     }
 }
