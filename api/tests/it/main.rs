@@ -3,6 +3,7 @@
 
 mod contract;
 mod dispatch;
+mod errors;
 mod forms;
 mod http;
 mod limits;

@@ -32,7 +32,7 @@ use crate::support::env;
 
 /// A database that nobody else uses.
 pub(crate) struct Fresh {
-    url: String,
+    pub(crate) url: String,
     place: Place,
 }
 
