@@ -444,19 +444,21 @@ async fn what_a_job_used_stays_in_the_books() {
 #[tokio::test]
 async fn a_slash_too_many_leads_back() {
     let app = TestApp::start().await;
-    for (method, path, location) in [
-        (Method::GET, "/v0/me/", "/v0/me"),
-        (Method::GET, "/v0/files:search/?limit=3&offset=1", "/v0/files:search?limit=3&offset=1"),
-        (Method::POST, "/v0/files/content/", "/v0/files/content"),
-        (
-            Method::GET,
-            "/v0/solvers/simcore%2Fservices%2Fcomp%2Fa/latest/",
-            "/v0/solvers/simcore%2Fservices%2Fcomp%2Fa/latest",
-        ),
-    ] {
-        let answer = answer(app.request(method, path)).await;
-        assert_eq!(answer.status, 307, "{answer}");
-        assert_eq!(answer.header(&LOCATION), Some(location));
+    let id = JobId::new().to_string();
+    let ids =
+        ["job_id", "file_id", "wallet_id", "licensed_item_id", "study_id"].map(|name| (name, &*id));
+    for key in [SLEEPER.to_owned(), SLEEPER.replace('/', "%2F")] {
+        let values = [&[("solver_key", &*key), ("version", "2.1.6")], &ids[..]].concat();
+        for (operation, request) in requests(&app, &values) {
+            let request = request.build().unwrap();
+            let path = request.url().path();
+            for query in ["", "?limit=3&a=b%2Fc"] {
+                let with_slash = app.request(request.method().clone(), &format!("{path}/{query}"));
+                let answer = answer(with_slash).await;
+                assert_eq!(answer.status, 307, "{operation}: {answer}");
+                assert_eq!(answer.header(&LOCATION), Some(&*format!("{path}{query}")));
+            }
+        }
     }
     app.stop().await;
 }
