@@ -36,6 +36,7 @@ __all__ = [
     "ApiAttributeError",
     "ApiException",
     "AbortUpload",
+    "AppStatusCheck",
     "BatchGetJobMetadataResponse",
     "ClientFileUploadData",
     "CompleteUpload",
@@ -89,6 +90,7 @@ __all__ = [
     "ProfileUpdate",
     "RunningState",
     "ServicePricingPlanGetLegacy",
+    "ServiceStatus",
     "Solver",
     "SolverPort",
     "Study",
@@ -128,6 +130,7 @@ from solverd.exceptions import ApiException as ApiException
 
 # import models into sdk package
 from solverd.models.abort_upload import AbortUpload as AbortUpload
+from solverd.models.app_status_check import AppStatusCheck as AppStatusCheck
 from solverd.models.batch_get_job_metadata_response import BatchGetJobMetadataResponse as BatchGetJobMetadataResponse
 from solverd.models.client_file_upload_data import ClientFileUploadData as ClientFileUploadData
 from solverd.models.complete_upload import CompleteUpload as CompleteUpload
@@ -181,6 +184,7 @@ from solverd.models.profile import Profile as Profile
 from solverd.models.profile_update import ProfileUpdate as ProfileUpdate
 from solverd.models.running_state import RunningState as RunningState
 from solverd.models.service_pricing_plan_get_legacy import ServicePricingPlanGetLegacy as ServicePricingPlanGetLegacy
+from solverd.models.service_status import ServiceStatus as ServiceStatus
 from solverd.models.solver import Solver as Solver
 from solverd.models.solver_port import SolverPort as SolverPort
 from solverd.models.study import Study as Study

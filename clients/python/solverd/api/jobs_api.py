@@ -111,8 +111,6 @@ class JobsApi:
             '200': "BatchGetJobMetadataResponse",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -188,8 +186,6 @@ class JobsApi:
             '200': "BatchGetJobMetadataResponse",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -265,8 +261,6 @@ class JobsApi:
             '200': "BatchGetJobMetadataResponse",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -812,9 +806,7 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -898,9 +890,7 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -984,9 +974,7 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1136,9 +1124,7 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1222,9 +1208,7 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1308,9 +1292,7 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1398,6 +1380,7 @@ class JobsApi:
     @validate_call
     def find_jobs(
         self,
+        parent: Annotated[Optional[UUID], Field(description="The jobs of this job's steps; otherwise jobs that are no steps of others.")] = None,
         solver: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of solvers whose key matches; `*` is any text, `?` any character.")] = None,
         version: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of releases whose version matches, likewise.")] = None,
         state: Annotated[Optional[List[RunningState]], Field(description="Jobs in one of these states.")] = None,
@@ -1422,8 +1405,10 @@ class JobsApi:
     ) -> PageJobWithStatus:
         """Find jobs.
 
-        Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first.
+        Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first. The jobs of a job's steps are listed only if `parent` asks for them.
 
+        :param parent: The jobs of this job's steps; otherwise jobs that are no steps of others.
+        :type parent: UUID
         :param solver: Jobs of solvers whose key matches; `*` is any text, `?` any character.
         :type solver: str
         :param version: Jobs of releases whose version matches, likewise.
@@ -1465,6 +1450,7 @@ class JobsApi:
         """ # noqa: E501
 
         _param = self._find_jobs_serialize(
+            parent=parent,
             solver=solver,
             version=version,
             state=state,
@@ -1484,8 +1470,6 @@ class JobsApi:
             '200': "PageJobWithStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1507,6 +1491,7 @@ class JobsApi:
     @validate_call
     def find_jobs_with_http_info(
         self,
+        parent: Annotated[Optional[UUID], Field(description="The jobs of this job's steps; otherwise jobs that are no steps of others.")] = None,
         solver: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of solvers whose key matches; `*` is any text, `?` any character.")] = None,
         version: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of releases whose version matches, likewise.")] = None,
         state: Annotated[Optional[List[RunningState]], Field(description="Jobs in one of these states.")] = None,
@@ -1531,8 +1516,10 @@ class JobsApi:
     ) -> ApiResponse[PageJobWithStatus]:
         """Find jobs.
 
-        Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first.
+        Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first. The jobs of a job's steps are listed only if `parent` asks for them.
 
+        :param parent: The jobs of this job's steps; otherwise jobs that are no steps of others.
+        :type parent: UUID
         :param solver: Jobs of solvers whose key matches; `*` is any text, `?` any character.
         :type solver: str
         :param version: Jobs of releases whose version matches, likewise.
@@ -1574,6 +1561,7 @@ class JobsApi:
         """ # noqa: E501
 
         _param = self._find_jobs_serialize(
+            parent=parent,
             solver=solver,
             version=version,
             state=state,
@@ -1593,8 +1581,6 @@ class JobsApi:
             '200': "PageJobWithStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1616,6 +1602,7 @@ class JobsApi:
     @validate_call
     def find_jobs_without_preload_content(
         self,
+        parent: Annotated[Optional[UUID], Field(description="The jobs of this job's steps; otherwise jobs that are no steps of others.")] = None,
         solver: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of solvers whose key matches; `*` is any text, `?` any character.")] = None,
         version: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of releases whose version matches, likewise.")] = None,
         state: Annotated[Optional[List[RunningState]], Field(description="Jobs in one of these states.")] = None,
@@ -1640,8 +1627,10 @@ class JobsApi:
     ) -> RESTResponseType:
         """Find jobs.
 
-        Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first.
+        Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first. The jobs of a job's steps are listed only if `parent` asks for them.
 
+        :param parent: The jobs of this job's steps; otherwise jobs that are no steps of others.
+        :type parent: UUID
         :param solver: Jobs of solvers whose key matches; `*` is any text, `?` any character.
         :type solver: str
         :param version: Jobs of releases whose version matches, likewise.
@@ -1683,6 +1672,7 @@ class JobsApi:
         """ # noqa: E501
 
         _param = self._find_jobs_serialize(
+            parent=parent,
             solver=solver,
             version=version,
             state=state,
@@ -1702,8 +1692,6 @@ class JobsApi:
             '200': "PageJobWithStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1720,6 +1708,7 @@ class JobsApi:
 
     def _find_jobs_serialize(
         self,
+        parent,
         solver,
         version,
         state,
@@ -1753,6 +1742,10 @@ class JobsApi:
 
         # process the path parameters
         # process the query parameters
+        if parent is not None:
+            
+            _query_params.append(('parent', parent))
+            
         if solver is not None:
             
             _query_params.append(('solver', solver))
@@ -1913,8 +1906,6 @@ class JobsApi:
             '200': "Job",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2002,8 +1993,6 @@ class JobsApi:
             '200': "Job",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2091,8 +2080,6 @@ class JobsApi:
             '200': "Job",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2244,8 +2231,6 @@ class JobsApi:
             '200': "JobMetadata",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2328,8 +2313,6 @@ class JobsApi:
             '200': "JobMetadata",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2412,8 +2395,6 @@ class JobsApi:
             '200': "JobMetadata",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2560,8 +2541,6 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2642,8 +2621,6 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2724,8 +2701,6 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2874,8 +2849,6 @@ class JobsApi:
             '307': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2960,8 +2933,6 @@ class JobsApi:
             '307': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3046,8 +3017,6 @@ class JobsApi:
             '307': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3197,9 +3166,7 @@ class JobsApi:
             '200': "JobOutputs",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3282,9 +3249,7 @@ class JobsApi:
             '200': "JobOutputs",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3367,9 +3332,7 @@ class JobsApi:
             '200': "JobOutputs",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3519,8 +3482,6 @@ class JobsApi:
             '200': "PricingUnitGetLegacy",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3604,8 +3565,6 @@ class JobsApi:
             '200': "PricingUnitGetLegacy",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3689,8 +3648,6 @@ class JobsApi:
             '200': "PricingUnitGetLegacy",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3839,8 +3796,6 @@ class JobsApi:
             '200': "WalletGetWithAvailableCreditsLegacy",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3923,8 +3878,6 @@ class JobsApi:
             '200': "WalletGetWithAvailableCreditsLegacy",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4007,8 +3960,6 @@ class JobsApi:
             '200': "WalletGetWithAvailableCreditsLegacy",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4158,8 +4109,6 @@ class JobsApi:
             '200': "bytes",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4243,8 +4192,6 @@ class JobsApi:
             '200': "bytes",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4328,8 +4275,6 @@ class JobsApi:
             '200': "bytes",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4484,8 +4429,6 @@ class JobsApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4573,8 +4516,6 @@ class JobsApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4662,8 +4603,6 @@ class JobsApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5122,9 +5061,6 @@ class JobsApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "PageJob",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5210,9 +5146,6 @@ class JobsApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "PageJob",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5298,9 +5231,6 @@ class JobsApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "PageJob",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5459,8 +5389,6 @@ class JobsApi:
             '200': "List[Job]",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5540,8 +5468,6 @@ class JobsApi:
             '200': "List[Job]",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5621,8 +5547,6 @@ class JobsApi:
             '200': "List[Job]",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5772,8 +5696,6 @@ class JobsApi:
             '200': "PageJob",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5860,8 +5782,6 @@ class JobsApi:
             '200': "PageJob",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5948,8 +5868,6 @@ class JobsApi:
             '200': "PageJob",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -6824,8 +6742,6 @@ class JobsApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -6909,8 +6825,6 @@ class JobsApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -6994,8 +6908,6 @@ class JobsApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
