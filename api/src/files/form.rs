@@ -8,6 +8,7 @@ use actix_web::{
     web::{Bytes, Data, Json},
 };
 use futures_util::{Stream, StreamExt, stream};
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::{runtime::Handle, sync::mpsc, task::JoinHandle};
 use tokio_util::{io::StreamReader, task::TaskTracker};
@@ -33,7 +34,8 @@ const FILE: &str = "file";
 const WAITING: usize = 4;
 
 /// A form with a file.
-#[derive(ToSchema)]
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "only its schema is used")]
 pub struct FileForm {
     /// The content, with the name of the file.
