@@ -1,4 +1,4 @@
-//! Lists of a thousand and of a million jobs beside each other: first, middle and last pages, on both databases.
+//! Lists of a thousand and of a million jobs, and as many uploads, beside each other: first, middle and last pages, on both databases.
 //!
 //! Postgres is the server that `SOLVERD_TEST_POSTGRES_URL` names; without it there is SQLite alone. `JOBS=N` takes another number than a
 //! million.
@@ -15,7 +15,7 @@ use std::{
 use solverd::{
     domain::{
         filter::JobFilter,
-        id::{JobId, UserId},
+        id::{FileId, JobId, UserId},
         job::{Job, JobState},
         solver::{Body, Container, Release, Resources, SolverKey, Version},
         time::now,
@@ -45,31 +45,74 @@ fn rows(id: &str, at: &str, from: &str) -> String {
     )
 }
 
-/// The statement of the migration that counts the jobs which are there.
-fn count(migration: &'static str) -> &'static str {
-    migration.split(';').find(|statement| statement.contains("INSERT INTO job_counts")).unwrap()
+/// As many jobs of steps: every tenth of those jobs has ten.
+fn steps(id: &str, parent: &str, from: &str) -> String {
+    format!(
+        "INSERT INTO jobs (id, owner, parent_id, step, solver_key, solver_version, inputs, inputs_checksum, metadata, state, progress, created_at) \
+         SELECT {id}, 1, parent.id, n, '{KEY}', '1.0.0', '{{}}', '', '{{}}', 'SUCCESS', 100, parent.created_at \
+         FROM {from} JOIN jobs AS parent ON parent.id = {parent}"
+    )
 }
 
+/// As many files, each with its own content: uploads, or outputs of the jobs.
+fn files(id: &str, job: &str, at: &str, from: &str) -> String {
+    format!(
+        "INSERT INTO files (id, owner, filename, size, sha256, e_tag, job_id, created_at, completed_at) \
+         SELECT {id}, 1, 'a.txt', 1, {SHA256}, '', {job}, {at}, {at} FROM {from}"
+    )
+}
+
+/// The content of a file with a number.
+const SHA256: &str = "SUBSTR('000000000000000000000000000000000000000000000000000000000000000' || n, LENGTH('' || n), 64)";
+
+/// The statements of a migration that count what is there.
+fn counting(migration: &str) -> impl Iterator<Item = String> {
+    let statements = migration.split(';').map(str::to_owned);
+    statements.filter(|statement| statement.contains("INSERT INTO job_counts"))
+}
+
+/// Fills a database, and counts as its migrations do with what is there. Steps come after that: then they were in no list yet.
 async fn fill(url: &str, jobs: i64) {
-    if url.starts_with("sqlite:") {
+    let sqlite = url.starts_with("sqlite:");
+    let id = |number: &str| {
+        if sqlite {
+            format!("UNHEX(PRINTF('%032x', {number}))")
+        } else {
+            format!("LPAD(TO_HEX({number}), 32, '0')::uuid")
+        }
+    };
+    let (at, from, migrations) = if sqlite {
+        let numbers = format!(
+            "(WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {jobs}) SELECT n FROM numbers) AS numbers"
+        );
+        let lists = include_str!("../../migrations/sqlite/0003_lists.sql");
+        let files = include_str!("../../migrations/sqlite/0006_finding.sql");
         let at = "STRFTIME('%Y-%m-%dT%H:%M:%S+00:00', 1577836800 + n, 'unixepoch')";
-        let rows = rows("UNHEX(PRINTF('%032x', n))", at, "numbers");
-        let numbers = format!("SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {jobs}");
-        let fill = format!("WITH RECURSIVE numbers (n) AS ({numbers}) {rows}");
-        let mut connection = SqliteConnection::connect(url).await.unwrap();
-        connection.execute(AssertSqlSafe(fill)).await.unwrap();
-        let count = count(include_str!("../../migrations/sqlite/0003_lists.sql"));
-        connection.execute(count).await.unwrap();
-        connection.close().await.unwrap();
+        (at, numbers, [lists, files])
     } else {
         let numbers = format!("GENERATE_SERIES(1, {jobs}) AS numbers (n)");
-        let rows = rows("LPAD(TO_HEX(n), 32, '0')::uuid", "TO_TIMESTAMP(1577836800 + n)", &numbers);
+        let lists = include_str!("../../migrations/postgres/0003_lists.sql");
+        let files = include_str!("../../migrations/postgres/0006_finding.sql");
+        ("TO_TIMESTAMP(1577836800 + n)", numbers, [lists, files])
+    };
+    let next = id(&format!("n + {jobs}"));
+    let mut fill = vec![rows(&id("n"), at, &from)];
+    fill.push(files(&id("n"), "NULL", at, &from));
+    fill.push(files(&next, &id("n"), at, &from));
+    fill.extend(migrations.into_iter().flat_map(counting));
+    fill.push(steps(&next, &id("(n + 9) / 10 * 10"), &from));
+    if sqlite {
+        let mut connection = SqliteConnection::connect(url).await.unwrap();
+        for statement in fill {
+            connection.execute(AssertSqlSafe(statement)).await.unwrap();
+        }
+        connection.close().await.unwrap();
+    } else {
         let mut connection = PgConnection::connect(url).await.unwrap();
-        connection.execute(AssertSqlSafe(rows)).await.unwrap();
-        let count = count(include_str!("../../migrations/postgres/0003_lists.sql"));
-        connection.execute(count).await.unwrap();
         // As the server does by itself after a while.
-        connection.execute("VACUUM ANALYZE").await.unwrap();
+        for statement in fill.into_iter().chain(["VACUUM ANALYZE".to_owned()]) {
+            connection.execute(AssertSqlSafe(statement)).await.unwrap();
+        }
         connection.close().await.unwrap();
     }
 }
@@ -119,7 +162,7 @@ async fn measure(url: &str, jobs: i64) -> Vec<(&'static str, f64)> {
     }
     let began = Instant::now();
     fill(url, jobs).await;
-    println!("  {jobs} jobs, stored in {:.1} s", began.elapsed().as_secs_f64());
+    println!("  {jobs} jobs and more, stored in {:.1} s", began.elapsed().as_secs_f64());
 
     // The jobs have numbers as ids; there are `step` from one to the next of a list.
     let page = async |filter: &JobFilter, expected: i64, offset: i64| {
@@ -153,6 +196,33 @@ async fn measure(url: &str, jobs: i64) -> Vec<(&'static str, f64)> {
         ("a release: last page", page(&one, half, half - PAGE).await),
         ("the failed, one in a thousand", page(&failed, jobs / 1000, 0).await),
     ];
+    let parent = Some(JobId(Uuid::from_u128(u128::from((half / 10 * 10).unsigned_abs()))));
+    let steps = JobFilter { parent, ..JobFilter::default() };
+    let window = Window { limit: 5, offset: 4, oldest_first: false };
+    let page = median(async || {
+        let (found, total) = db.jobs_list(owner, &steps, window).await.unwrap();
+        assert_eq!((found.len(), total), (5, 10));
+    });
+    times.push(("the steps of one job", page.await));
+    for (what, offset) in [
+        ("uploads: first page", 0),
+        ("uploads: middle page", half + 400),
+        ("uploads: last page", jobs - PAGE),
+    ] {
+        let page = median(async || {
+            let (found, total) = db.files_search(owner, None, None, PAGE, offset).await.unwrap();
+            assert_eq!(total, jobs);
+            let number = Uuid::from_u128(u128::from((jobs - offset).unsigned_abs()));
+            assert_eq!((found[0].id, i64::try_from(found.len()).unwrap()), (FileId(number), PAGE));
+        });
+        times.push((what, page.await));
+    }
+    let sha256 = format!("{half:064}");
+    let by_content = median(async || {
+        let (found, total) = db.files_search(owner, Some(&sha256), None, 20, 0).await.unwrap();
+        assert_eq!((found.len(), total), (1, 1));
+    });
+    times.push(("uploads by content", by_content.await));
     let by_id =
         median(async || assert_eq!(db.jobs_get(&thousand, owner).await.unwrap().len(), 1000));
     times.push(("1000 jobs by id", by_id.await));
@@ -205,6 +275,6 @@ async fn main() {
     // `cargo test --benches` runs this as well, without the flag: then few jobs do.
     let many = if env::args().any(|argument| argument == "--bench") { 1_000_000 } else { 2000 };
     let jobs = env::var("JOBS").map_or(many, |number| number.parse().expect("JOBS is a number"));
-    let limit = Duration::from_mins(10);
-    tokio::time::timeout(limit, both(jobs)).await.expect("it takes less than ten minutes");
+    let limit = Duration::from_mins(20);
+    tokio::time::timeout(limit, both(jobs)).await.expect("it takes less than twenty minutes");
 }

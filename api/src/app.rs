@@ -30,6 +30,7 @@ use crate::{
         user::{Credentials, check_key, parse_email, secret_hash},
     },
     error::default_route,
+    files::form::Uploads,
     jobs::Rules,
     limits::{InFlight, limit},
     meta,
@@ -137,6 +138,9 @@ impl App {
         let Self { listener, public_url, db, objects, storage, dispatcher, wake, lock, .. } = self;
         let rules = Data::new(Rules::new(self.private_callbacks));
         let logs = dispatcher.logs();
+        let dispatching = Data::new(dispatcher.clone());
+        let uploads = Data::new(Uploads::new(db.clone(), objects.clone()));
+        let uploading = uploads.clone();
         let pool = db.clone();
         let closing = Data::new(shutdown.clone());
         let in_flight = Data::new(InFlight::default());
@@ -148,6 +152,8 @@ impl App {
                 .app_data(Data::new(objects.clone()))
                 .app_data(Data::new(wake.clone()))
                 .app_data(Data::new(logs.clone()))
+                .app_data(dispatching.clone())
+                .app_data(uploads.clone())
                 .app_data(rules.clone())
                 .app_data(closing.clone())
                 .app_data(in_flight.clone())
@@ -158,6 +164,8 @@ impl App {
             app.wrap(from_fn(limit))
                 .wrap(from_fn(authenticate))
                 .route("/health", web::get().to(meta::health))
+                .route("/state", web::get().to(meta::state))
+                .route("/v0/", web::get().to(meta::alive))
                 .route("/", web::get().to(to_docs))
                 .route("/docs", web::get().to(to_docs))
                 .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", document.clone()))
@@ -179,6 +187,7 @@ impl App {
             handle.stop(true).await;
         };
         let (served, (), ()) = tokio::join!(server, stopped, dispatcher.run(shutdown.clone()));
+        uploading.finish().await;
         pool.close().await;
         if let Some(storage) = storage {
             storage.shutdown.cancel();

@@ -25,8 +25,8 @@ use crate::{
     store::Db,
 };
 
-/// The only operation that needs no credentials.
-const OPEN: &str = "/v0/meta";
+/// What needs no credentials.
+const OPEN: [&str; 3] = ["/v0/", "/v0/meta", "/v0/state"];
 
 /// The user whose key came with the request.
 #[derive(Clone)]
@@ -53,7 +53,8 @@ pub async fn authenticate<B: MessageBody>(
     request: ServiceRequest,
     next: Next<B>,
 ) -> Result<ServiceResponse<B>, actix_web::Error> {
-    let route = request.match_pattern().filter(|route| route.starts_with("/v0/") && route != OPEN);
+    let route = request.match_pattern();
+    let route = route.filter(|route| route.starts_with("/v0/") && !OPEN.contains(&&**route));
     if let Some(route) = route {
         let caller = caller(&request).await?;
         request.extensions_mut().insert(caller);

@@ -10,6 +10,7 @@ mod finish;
 mod logs;
 mod steps;
 mod task;
+mod uploads;
 mod webhooks;
 
 use std::{
@@ -101,6 +102,7 @@ struct Inner {
     wake: Wake,
     webhooks: Webhooks,
     slots: Mutex<HashMap<JobId, Slot>>,
+    sweep: uploads::Sweep,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -158,12 +160,18 @@ impl Dispatcher {
             wake,
             webhooks,
             slots: Mutex::default(),
+            sweep: uploads::Sweep::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }));
         dispatcher.pick_up().await?;
         dispatcher.sweep().await?;
         Ok(dispatcher)
+    }
+
+    /// Whether the container engine answers.
+    pub async fn ping(&self) -> Result<()> {
+        Ok(self.0.engine.ping().await?)
     }
 
     /// Makes log zips that could not be made when their job ended.
@@ -200,6 +208,7 @@ impl Dispatcher {
             }
         }
         self.pick_up().await?;
+        self.sweep_uploads();
         for job in inner.db.jobs_queued_to_stop(BATCH).await? {
             self.claim(&job, NOTHING, Fate::Abort).await?;
         }
@@ -364,13 +373,7 @@ impl Dispatcher {
         let inner = self.0.clone();
         self.0.tasks.spawn(async move {
             for key in keys {
-                if let Err(error) = inner.objects.delete(&key).await {
-                    tracing::warn!(
-                        key,
-                        error = chain(&error),
-                        "an object that nobody needs stays behind"
-                    );
-                }
+                inner.objects.forget(&key, None).await;
             }
         });
     }

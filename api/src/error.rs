@@ -158,12 +158,17 @@ impl FieldError {
     /// A value that breaks a rule which can be told in a few words, e.g. "must be a UUID".
     pub fn new(kind: &'static str, loc: &[&str], input: impl Serialize, rule: &str) -> Self {
         let input = json!(input);
+        Self { input: input.clone(), ..Self::about(kind, loc, format!("{rule}, got {input}")) }
+    }
+
+    /// Something is wrong that no value shows.
+    pub fn about(kind: &'static str, loc: &[&str], rule: impl fmt::Display) -> Self {
         let field = loc.last().copied().unwrap_or("request");
         Self {
             kind,
-            msg: format!("`{field}` {rule}, got {input}"),
+            msg: format!("`{field}` {rule}"),
             loc: loc.iter().map(|&part| part.to_owned()).collect(),
-            input,
+            input: Json::Null,
             ctx: None,
         }
     }
@@ -235,14 +240,10 @@ impl From<objects::Error> for ApiError {
             objects::Error::NotUploaded
             | objects::Error::SizeMismatch { .. }
             | objects::Error::TooLarge { .. }
-            | objects::Error::BadParts(_) => FieldError {
-                kind: "upload",
-                loc: vec!["body".into()],
-                msg: error.to_string(),
-                input: Json::Null,
-                ctx: None,
+            | objects::Error::BadParts(_) => {
+                let rule = format!("must make up the file: {error}");
+                FieldError::about("upload", &["body", "uploaded_parts"], rule).into()
             }
-            .into(),
             objects::Error::NotFound { .. } => Self::new(ErrorCode::NotFound, error.to_string()),
             objects::Error::Unavailable { .. } | objects::Error::Content(_) => Self {
                 cause: Some(error.into()),
@@ -383,7 +384,9 @@ pub async fn default_route(request: HttpRequest) -> Result<HttpResponse> {
         let location = (header::LOCATION, format!("{shorter}{mark}{query}"));
         return Ok(HttpResponse::TemporaryRedirect().insert_header(location).finish());
     }
-    Err(ApiError::new(ErrorCode::RouteNotFound, "Not Found"))
+    // oSPARC's two words, and what they are about.
+    let message = format!("Not Found: no operation has the path `{path}`");
+    Err(ApiError::new(ErrorCode::RouteNotFound, message))
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 #![expect(unreachable_pub, reason = "the route macros nest the handlers")]
 
+pub mod form;
+
 use actix_web::{
     HttpRequest, HttpResponse, delete, get,
     http::header,
@@ -24,9 +26,8 @@ use crate::{
         time::now,
     },
     error::{Errors, FieldError, Result},
-    objects::{self, Objects},
+    objects::Objects,
     paging::{Page, Paging},
-    report::chain,
     request::{Body, Params, from_request, whole},
     store::Db,
 };
@@ -102,9 +103,9 @@ pub struct UserFile {
     )]
     filename: String,
     /// Bytes.
-    #[schema(maximum = 53_681_722_490_880_i64)]
-    #[serde(deserialize_with = "whole")]
-    filesize: u64,
+    #[schema(minimum = 0, maximum = 53_681_722_490_880_i64)]
+    #[serde(deserialize_with = "whole::<0, 53_681_722_490_880, _, _>")]
+    filesize: i64,
     /// SHA-256 of the content, hexadecimal.
     #[schema(pattern = "^[a-fA-F0-9]{64}$")]
     sha256_checksum: String,
@@ -175,7 +176,7 @@ pub struct FileUploadCompletionBody {
 pub struct UploadedPart {
     /// From 1.
     #[schema(minimum = 1)]
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "whole::<1, { i32::MAX as i64 }, _, _>")]
     number: i32,
     /// The entity tag that the object store answered.
     e_tag: String,
@@ -223,16 +224,13 @@ pub async fn get_upload_links(
     let sha256 = parse_sha256(&sha256_checksum).map_err(|rule| {
         FieldError::new("value_error", &["body", "sha256_checksum"], &sha256_checksum, &rule)
     })?;
-    let size = i64::try_from(filesize).map_err(|_| {
-        FieldError::new("value_error", &["body", "filesize"], filesize, "is too large")
-    })?;
     let id = FileId::new();
-    let plan = objects.upload_plan(&File::object_key(id), filesize).await?;
+    let plan = objects.upload_plan(&File::object_key(id), filesize.unsigned_abs()).await?;
     let file = File {
         id,
         owner: caller.id(),
         filename,
-        size,
+        size: filesize,
         sha256,
         e_tag: None,
         upload_id: plan.upload_id,
@@ -287,18 +285,10 @@ pub async fn abort_multipart_upload(
     objects: Data<Objects>,
 ) -> Result<Json<()>> {
     let file = db.file_or_upload(path.file_id, caller.id()).await?;
-    if file.completed_at.is_none() {
-        db.upload_remove(file.id, caller.id()).await?;
-        forget(objects.abort_upload(&File::object_key(file.id), file.upload_id.as_deref()).await);
+    if file.completed_at.is_none() && db.upload_remove(file.id, caller.id()).await? {
+        objects.forget(&File::object_key(file.id), file.upload_id.as_deref()).await;
     }
     Ok(Json(()))
-}
-
-/// Once its row is gone, nobody can reach an object: that it could not be deleted is not the caller's concern.
-pub fn forget(deleted: objects::Result<()>) {
-    if let Err(error) = deleted {
-        tracing::warn!(error = chain(&error), "an object that nobody needs stays behind");
-    }
 }
 
 /// List your files.
@@ -350,6 +340,6 @@ pub async fn delete_file(
 ) -> Result<Json<()>> {
     let file = db.file_get(path.file_id, caller.id()).await?;
     db.file_remove(file.id, caller.id()).await?;
-    forget(objects.delete(&File::object_key(file.id)).await);
+    objects.forget(&File::object_key(file.id), None).await;
     Ok(Json(()))
 }

@@ -49,7 +49,7 @@ use crate::{
         webhook::CallbackStatus,
     },
     error::{ApiError, ErrorCode, Errors, FieldError, Result},
-    files::{Content, forget},
+    files::Content,
     objects::Objects,
     paging::{Page, Paging},
     request::{BaseUrl, Body, OptionalBody, Params, from_request},
@@ -774,7 +774,7 @@ pub async fn delete_job_assets(
     let (jobs, files) = db.job_delete_assets(job.id, caller.id(), now()).await?;
     let logs = jobs.into_iter().map(DomainJob::log_object_key);
     for key in files.into_iter().map(File::object_key).chain(logs) {
-        forget(objects.delete(&key).await);
+        objects.forget(&key, None).await;
     }
     Ok(HttpResponse::NoContent().finish())
 }

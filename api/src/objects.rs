@@ -31,6 +31,7 @@ use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::domain::user::hex;
+use crate::report::chain;
 
 const MIB: u64 = 1 << 20;
 
@@ -41,6 +42,9 @@ const PART_SIZES_MIB: [u64; 12] = [10, 50, 100, 200, 400, 600, 800, 1024, 2048, 
 const MOST_PARTS: u64 = 9_999;
 /// The most bytes S3 takes in one request.
 const LARGEST_PUT: u64 = 5120 * MIB;
+
+/// The most bytes that [`Objects::put_stream`] takes: its parts of each size, see [`stream_part_size`].
+pub const LONGEST_STREAM: u64 = (2000 * (16 + 32 + 64 + 128) + (MOST_PARTS - 8000) * 256) * MIB;
 
 /// All links of an upload are made at its start, so the last one has to outlive a slow line.
 const UPLOAD_LINK_LIFE: Duration = Duration::from_hours(12);
@@ -200,6 +204,12 @@ impl Objects {
         Ok(objects)
     }
 
+    /// Whether the store answers and the bucket is there.
+    pub async fn ping(&self) -> Result<()> {
+        let asked = self.calls.head_bucket().bucket(&self.bucket).send().await;
+        asked.map(drop).map_err(unavailable("find the bucket"))
+    }
+
     /// Prepares the upload of `size` bytes by a client: one part below 100 MiB, several from there
     /// on, none for an empty file.
     ///
@@ -255,13 +265,31 @@ impl Objects {
         }
     }
 
-    /// Forgets an upload and deletes what there is of it, **the completed object included**. Doing
-    /// it twice is fine.
-    pub async fn abort_upload(&self, key: &str, upload_id: Option<&str>) -> Result<()> {
-        if let Some(upload_id) = upload_id {
-            self.discard(key, upload_id).await?;
+    /// Ends an upload: what was sent so far goes, and nothing more is taken. A completed object
+    /// stays. Doing it twice is fine.
+    pub async fn end_upload(&self, key: &str, upload_id: &str) -> Result<()> {
+        let abort =
+            self.calls.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(upload_id);
+        match abort.send().await {
+            Ok(_) => Ok(()),
+            Err(error) if error.code() == Some("NoSuchUpload") => Ok(()),
+            Err(error) => Err(unavailable("end an upload")(error)),
         }
-        self.delete(key).await
+    }
+
+    /// Deletes an object that no row names any more, and ends the upload that was to become it.
+    /// Nobody can reach either: that one stays behind is told to the log only.
+    pub async fn forget(&self, key: &str, upload_id: Option<&str>) {
+        let forgotten = async {
+            if let Some(upload_id) = upload_id {
+                self.end_upload(key, upload_id).await?;
+            }
+            // An upload may have become an object meanwhile.
+            self.delete(key).await
+        };
+        if let Err(error) = forgotten.await {
+            tracing::warn!(key, error = chain(&error), "an object that nobody needs stays behind");
+        }
     }
 
     /// A link, valid for an hour, that downloads the object as an attachment called `filename`.
@@ -323,8 +351,8 @@ impl Objects {
     /// Writes all of `content`, whose size nobody needs to know, and hashes it on the way.
     ///
     /// Keeps one part in memory: 16 MiB for what is smaller than 31 GiB, at most 256 MiB. Takes up
-    /// to 1.9 TiB. The object appears whole or not at all. A caller that stops waiting half-way
-    /// leaves the parts in the store.
+    /// to [`LONGEST_STREAM`]. The object appears whole or not at all. A caller that stops waiting
+    /// half-way leaves the parts in the store.
     pub async fn put_stream(
         &self,
         key: &str,
@@ -339,7 +367,7 @@ impl Objects {
             match self.put_parts(key, &upload_id, first, content, &mut digest).await {
                 Ok(stat) => stat,
                 Err(error) => {
-                    if let Err(left) = self.discard(key, &upload_id).await {
+                    if let Err(left) = self.end_upload(key, &upload_id).await {
                         tracing::warn!(key, error = %left, "parts stay in the object store");
                     }
                     return Err(error);
@@ -361,10 +389,7 @@ impl Objects {
         while !part.is_empty() {
             size += part.len() as u64;
             if number > part_number(MOST_PARTS) {
-                return Err(Error::TooLarge {
-                    size,
-                    limit: (1..number).map(stream_part_size).sum(),
-                });
+                return Err(Error::TooLarge { size, limit: LONGEST_STREAM });
             }
             let put = self
                 .calls
@@ -431,16 +456,6 @@ impl Objects {
             Some(stat) if stat.size == size => Ok(stat),
             Some(stat) => Err(Error::SizeMismatch { declared: size, found: stat.size }),
             None => Err(Error::NotUploaded),
-        }
-    }
-
-    async fn discard(&self, key: &str, upload_id: &str) -> Result<()> {
-        let abort =
-            self.calls.abort_multipart_upload().bucket(&self.bucket).key(key).upload_id(upload_id);
-        match abort.send().await {
-            Ok(_) => Ok(()),
-            Err(error) if error.code() == Some("NoSuchUpload") => Ok(()),
-            Err(error) => Err(unavailable("abort an upload")(error)),
         }
     }
 }

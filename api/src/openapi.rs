@@ -8,7 +8,7 @@ use utoipa::{
     Modify, OpenApi, Path,
     openapi::{
         HttpMethod, PathItem, Ref, RefOr, Schema,
-        path::{Callback, Parameter, ParameterIn},
+        path::{Callback, Operation, Parameter, ParameterIn},
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     },
 };
@@ -83,14 +83,15 @@ impl Modify for Callbacks {
 pub fn document() -> utoipa::openapi::OpenApi {
     let app = App::new().into_utoipa_app().openapi(Head::openapi()).configure(routes::routes);
     let mut document = app.split_for_parts().1;
-    for item in document.paths.paths.values_mut() {
+    for (path, item) in &mut document.paths.paths {
         let operations =
             [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete];
-        for parameter in
-            operations.into_iter().flatten().flat_map(|each| &mut each.parameters).flatten()
-        {
-            if let RefOr::T(parameter) = parameter {
-                name_pattern(parameter);
+        for operation in operations.into_iter().flatten() {
+            leave_out_errors(path, operation);
+            for parameter in operation.parameters.iter_mut().flatten() {
+                if let RefOr::T(parameter) = parameter {
+                    name_pattern(parameter);
+                }
             }
         }
         if let Some(create) = &mut item.post
@@ -105,6 +106,23 @@ pub fn document() -> utoipa::openapi::OpenApi {
     }
     links::add(&mut document);
     document
+}
+
+/// Operations that look for what their query or body names.
+const FINDING: [&str; 3] = ["find_jobs", "inspect_jobs", "batch_get_jobs_custom_metadata"];
+
+/// Takes back what [`crate::error::Errors`] says of an operation, although it cannot happen there.
+fn leave_out_errors(path: &str, operation: &mut Operation) {
+    let id = operation.operation_id.as_deref().unwrap_or_default();
+    let finds = path.contains('{') || FINDING.contains(&id);
+    let reads_body = operation.request_body.is_some();
+    let reads_anything = reads_body || operation.parameters.is_some();
+    operation.responses.responses.retain(|status, _| match status.as_str() {
+        "404" => finds,
+        "408" | "413" => reads_body,
+        "422" => reads_anything,
+        _ => true,
+    });
 }
 
 /// Names that mean the same in every path have the same pattern, too. It stands where names are parsed; the derive takes only literals.

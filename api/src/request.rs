@@ -18,8 +18,11 @@ use crate::error::{ApiError, ErrorCode, FieldError, Result};
 /// The largest JSON body that is accepted, in bytes.
 pub const BODY_LIMIT: usize = 8 << 20;
 
-/// How long a JSON body may take to arrive.
+/// How long a JSON body may take to arrive, and how long any other may pause.
 const BODY_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Characters of a body that is no JSON object which are shown to whoever sent it.
+const EXCERPT: usize = 100;
 
 /// How deep JSON may be nested: what `serde_json` takes.
 const DEPTH: usize = 127;
@@ -185,16 +188,12 @@ fn read(
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse().ok());
     async move {
-        if declared.is_some_and(|length: usize| length > BODY_LIMIT) {
-            return Err(too_large());
+        if let Some(length) = declared.filter(|length: &usize| *length > BODY_LIMIT) {
+            return Err(too_large(&format!("is {length}")));
         }
-        let bytes = tokio::time::timeout(BODY_TIMEOUT, bytes).await.map_err(|_| too_slow())?;
-        bytes.map_err(|error| match error.as_error::<PayloadError>() {
-            Some(PayloadError::Overflow) => too_large(),
-            _ => {
-                FieldError::new("body", &["body"], Json::Null, &format!("cannot be read: {error}"))
-                    .into()
-            }
+        in_time(bytes).await?.map_err(|error| match error.as_error::<PayloadError>() {
+            Some(PayloadError::Overflow) => too_large("is longer"),
+            _ => FieldError::about("body", &["body"], format!("cannot be read: {error}")).into(),
         })
     }
 }
@@ -219,7 +218,9 @@ impl<T: DeserializeOwned + 'static> FromRequest for OptionalBody<T> {
 }
 
 /// Reads a whole number as JSON Schema has it: `3.0` is one.
-pub fn whole<'de, D: Deserializer<'de>, T: TryFrom<i64>>(deserializer: D) -> Result<T, D::Error> {
+pub fn whole<'de, const FROM: i64, const TO: i64, D: Deserializer<'de>, T: TryFrom<i64>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     let number = serde_json::Number::deserialize(deserializer)?;
     #[expect(clippy::cast_possible_truncation, reason = "checked by the comparison")]
     let exact = |float: f64| {
@@ -228,33 +229,41 @@ pub fn whole<'de, D: Deserializer<'de>, T: TryFrom<i64>>(deserializer: D) -> Res
     };
     let found = number.as_i64().or_else(|| number.as_f64().and_then(exact));
     found
+        .filter(|number| (FROM..=TO).contains(number))
         .and_then(|number| T::try_from(number).ok())
-        .ok_or_else(|| D::Error::custom(format!("`{number}` must be a whole number in range")))
+        .ok_or_else(|| {
+            D::Error::custom(format!("must be a whole number from {FROM} to {TO}, got {number}"))
+        })
 }
 
-fn too_large() -> ApiError {
+fn too_large(size: &str) -> ApiError {
     ApiError::new(
         ErrorCode::PayloadTooLarge,
-        format!("the body must not be larger than {BODY_LIMIT} bytes"),
+        format!("the body must not be larger than {BODY_LIMIT} bytes, {size}"),
     )
 }
 
-fn too_slow() -> ApiError {
-    let seconds = BODY_TIMEOUT.as_secs();
-    ApiError::new(
-        ErrorCode::RequestTimeout,
-        format!("the body must arrive within {seconds} seconds"),
-    )
+/// A body, or the next piece of one, unless it takes too long.
+pub fn in_time<T>(coming: impl Future<Output = T>) -> impl Future<Output = Result<T>> {
+    within(BODY_TIMEOUT, coming)
+}
+
+async fn within<T>(patience: Duration, coming: impl Future<Output = T>) -> Result<T> {
+    tokio::time::timeout(patience, coming).await.map_err(|_| {
+        let seconds = patience.as_secs();
+        let message = format!("the body, or more of it, must arrive within {seconds} seconds");
+        ApiError::new(ErrorCode::RequestTimeout, message)
+    })
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Box<FieldError>> {
     if bytes.is_empty() {
         return Err(FieldError::new("missing", &["body"], Json::Null, "is required").into());
     }
+    let excerpt = || String::from_utf8_lossy(bytes).chars().take(EXCERPT).collect::<String>();
     // serde would take a list for a struct, field by field.
     if bytes.trim_ascii_start().starts_with(b"[") {
-        let list = serde_json::from_slice::<Json>(bytes).unwrap_or_default();
-        return Err(FieldError::new("json_type", &["body"], list, "must be an object").into());
+        return Err(FieldError::new("json_type", &["body"], excerpt(), "must be an object").into());
     }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let refuse = |loc: Vec<String>, error: &serde_json::Error| {
@@ -275,8 +284,13 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Box<FieldError>> {
         // serde_json has no other mark for it.
         let msg = if error.to_string().starts_with("recursion limit exceeded") {
             format!("`body` must not be nested deeper than {DEPTH} levels")
-        } else {
+        } else if error.is_data() {
+            // Types have the same names in the document.
+            let error = error.to_string().replace("expected struct ", "expected the object ");
             format!("`{}`: {error}", loc.join("."))
+        } else {
+            input = excerpt().into();
+            format!("`body` must be JSON: {error}")
         };
         Box::new(FieldError { kind: "json_invalid", msg, loc, input, ctx: None })
     };
@@ -307,6 +321,7 @@ fn conceal(name: &str, value: &mut Json) {
 mod tests {
     use std::collections::HashMap;
 
+    use actix_web::{ResponseError, http::StatusCode};
     use serde::Deserialize;
 
     use super::*;
@@ -323,6 +338,14 @@ mod tests {
         size: u32,
     }
 
+    #[tokio::test]
+    async fn a_body_has_so_long_to_arrive() {
+        let late = within(Duration::ZERO, std::future::pending::<()>()).await.unwrap_err();
+        assert_eq!(late.status_code(), StatusCode::REQUEST_TIMEOUT);
+        assert!(late.to_string().contains("must arrive within 0 seconds"), "{late}");
+        assert!(in_time(async { "in time" }).await.is_ok());
+    }
+
     #[test]
     fn a_bad_body_names_field_value_and_rule() {
         let error = parse::<Outer>(br#"{"inner": {"size": -1}}"#).unwrap_err();
@@ -334,7 +357,9 @@ mod tests {
             error.msg
         );
         assert_eq!(parse::<Outer>(b"").unwrap_err().msg, "`body` is required, got null");
-        assert!(parse::<Outer>(b"{").unwrap_err().msg.contains("EOF"));
+        let broken = parse::<Outer>(b"{").unwrap_err();
+        assert!(broken.msg.starts_with("`body` must be JSON: EOF"), "{}", broken.msg);
+        assert_eq!(broken.input, Json::from("{"));
         let nested = |depth| format!("{{\"x\": {}{}}}", "[".repeat(depth), "]".repeat(depth));
         assert!(parse::<Json>(nested(DEPTH - 1).as_bytes()).is_ok());
         let error = parse::<Json>(nested(DEPTH).as_bytes()).unwrap_err();
@@ -346,7 +371,8 @@ mod tests {
             (error.loc.join("."), error.input),
             ("body.x.1.size".to_owned(), Json::from("a.b"))
         );
-        assert_eq!(parse::<Outer>(b"[{}]").unwrap_err().msg, "`body` must be an object, got [{}]");
+        let list = parse::<Outer>(b"[{}]").unwrap_err().msg;
+        assert_eq!(list, r#"`body` must be an object, got "[{}]""#);
         for secret in ["\"s3cret\"", "[\"s3cret\"]"] {
             let body = format!(r#"{{"inner": {{"secret": {secret}}}}}"#);
             let error = parse::<Outer>(body.as_bytes()).unwrap_err();

@@ -10,11 +10,13 @@ use crate::{files, jobs, meta, solvers, studies, users, wallets};
 pub fn routes(config: &mut ServiceConfig<'_>) {
     config
         .service(meta::get_service_metadata)
+        .service(meta::get_service_state)
         .service(users::get_my_profile)
         .service(users::update_my_profile)
         // files
         .service(files::search_files_page)
         .service(files::get_upload_links)
+        .service(files::form::upload_file)
         .service(files::complete_multipart_upload)
         .service(files::abort_multipart_upload)
         .service(files::list_files)

@@ -7,6 +7,7 @@ use actix_web::{
     web::{Data, Json},
 };
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
@@ -24,7 +25,7 @@ use crate::{
     error::{ApiError, ErrorCode, Errors, FieldError, Result},
     jobs::{
         self, CreateQuery, IdempotencyKey, Job, JobInputs, JobMetadata, JobMetadataUpdate,
-        JobOutputs, Parent, Rules, StartQuery,
+        JobOutputs, Parent, Prefer, Rules, StartQuery,
     },
     objects::Objects,
     paging::{Page, Paging},
@@ -318,15 +319,22 @@ pub async fn start_study_job(
 
 /// Inspect a study's job.
 ///
-/// Its state, progress and errors are made of those of its steps.
-#[utoipa::path(tag = "studies", params(StudyJobPath), responses((status = 200, description = "How it is getting on.", body = JobStatus), Errors))]
+/// At once, or, with `Prefer: wait=N`, when there is news. Its state, progress and errors are made of those of its steps.
+#[utoipa::path(tag = "studies", params(StudyJobPath, Prefer), responses(
+    (status = 200, description = "How it is getting on.", body = JobStatus, headers(("preference-applied" = String, description = "The wait that was granted."))),
+    Errors
+))]
 #[post("/v0/studies/{study_id:[^/:]+}/jobs/{job_id:[^/:]+}:inspect")]
 pub async fn inspect_study_job(
     path: StudyJobPath,
+    prefer: Prefer,
     caller: Caller,
     db: Data<Db>,
-) -> Result<Json<JobStatus>> {
-    Ok(Json(path.load(&caller, &db).await?.into()))
+    closing: Data<CancellationToken>,
+) -> Result<HttpResponse> {
+    let job =
+        prefer.look(&db, path.job_id, &closing, async || path.load(&caller, &db).await).await?;
+    Ok(prefer.applied(HttpResponse::Ok().json(JobStatus::from(job))))
 }
 
 /// Stop a study's job.
@@ -411,15 +419,24 @@ pub async fn replace_study_job_custom_metadata(
 }
 
 /// Get a study's job.
-#[utoipa::path(tag = "studies", params(StudyJobPath), responses((status = 200, description = "The job.", body = Job), Errors))]
+///
+/// At once, or, with `Prefer: wait=N`, when its state or progress has changed; inspecting it tells which they are.
+#[utoipa::path(tag = "studies", params(StudyJobPath, Prefer), responses(
+    (status = 200, description = "The job.", body = Job, headers(("preference-applied" = String, description = "The wait that was granted."))),
+    Errors
+))]
 #[get("/v0/studies/{study_id:[^/:]+}/jobs/{job_id:[^/:]+}")]
 pub async fn get_study_job(
     path: StudyJobPath,
+    prefer: Prefer,
     caller: Caller,
     base: BaseUrl,
     db: Data<Db>,
-) -> Result<Json<Job>> {
-    Ok(Json(Job::new(&path.load(&caller, &db).await?, &base)))
+    closing: Data<CancellationToken>,
+) -> Result<HttpResponse> {
+    let job =
+        prefer.look(&db, path.job_id, &closing, async || path.load(&caller, &db).await).await?;
+    Ok(prefer.applied(HttpResponse::Ok().json(Job::new(&job, &base))))
 }
 
 /// Delete a study's job.

@@ -1,5 +1,6 @@
 // A job from upload to log with the TypeScript client, as compiled. Its folder is the first argument.
 import assert from "node:assert/strict";
+import { File } from "node:buffer";
 import { createHash } from "node:crypto";
 import { setTimeout as pause } from "node:timers/promises";
 import { pathToFileURL } from "node:url";
@@ -23,6 +24,8 @@ const completeUpload = { clientFile: announced, uploadedParts: { parts: [part] }
 const file = await files.completeMultipartUpload({ fileId: upload.fileId, completeUpload });
 assert.equal((await files.searchFilesPage({ sha256Checksum: file.checksum })).total, 1);
 assert.equal(await (await files.downloadFile({ fileId: file.id })).text(), content);
+const whole = await files.uploadFile({ file: new File([content], "whole.txt") });
+assert.deepEqual([whole.filename, whole.checksum], ["whole.txt", file.checksum]);
 
 const jobInputs = { values: { input_1: file, input_2: 0, input_3: false, input_4: null } };
 const job = await jobs.createSolverJob({ solverKey, version, jobInputs, hidden: false });

@@ -26,6 +26,8 @@ with solverd.ApiClient(configuration) as client:
     file = files.complete_multipart_upload(upload.file_id, solverd.CompleteUpload(client_file=announced, uploaded_parts=parts))
     assert files.search_files_page(sha256_checksum=file.checksum).total == 1
     assert bytes(files.download_file(file.id)) == content
+    whole = files.upload_file(("whole.txt", content))
+    assert (whole.filename, whole.checksum) == ("whole.txt", file.checksum), whole
 
     values = {"input_1": file.to_dict(), "input_2": 0, "input_3": False, "input_4": None}
     job = jobs.create_solver_job(SOLVER, VERSION, solverd.JobInputs(values=values), hidden=False)

@@ -2,7 +2,7 @@
 
 use regex::Regex;
 
-use super::{job::JobState, solver::SolverKey, time::Timestamp};
+use super::{id::JobId, job::JobState, solver::SolverKey, time::Timestamp};
 
 /// A pattern for whole texts: `*` is any text, `?` any character; upper and lower case are the same.
 #[derive(Debug, Clone)]
@@ -71,9 +71,11 @@ impl NoteFilter {
     }
 }
 
-/// Which of an owner's jobs a list holds. The default is all of them.
+/// Which of an owner's jobs a list holds. The default is all of them but those of steps.
 #[derive(Debug, Clone, Default)]
 pub struct JobFilter {
+    /// The jobs of this one's steps, instead.
+    pub parent: Option<JobId>,
     /// Of one of these releases, named by key and version.
     pub releases: Option<Vec<(SolverKey, String)>>,
     /// In one of these states; none means any.

@@ -119,7 +119,8 @@ impl InputRules {
                     value: value.clone(),
                     rule: json!({"type": "File"}),
                     message: format!(
-                        "input `{key}`: an object must be a file, with `id` and `filename`"
+                        "input `{key}`: an object must be a file, with `id` and `filename`, got {}",
+                        excerpt(value)
                     ),
                 });
             }

@@ -107,6 +107,9 @@ fn check_number(ids: Vec<JobId>, place: &str, most: usize) -> Result<Vec<JobId>>
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct JobQuery {
+    /// The jobs of this job's steps; otherwise jobs that are no steps of others.
+    #[param(value_type = uuid::Uuid, required = false)]
+    parent: Option<JobId>,
     /// Jobs of solvers whose key matches; `*` is any text, `?` any character.
     #[param(value_type = String, max_length = 512, required = false, example = "*/sleeper")]
     solver: Option<Glob>,
@@ -149,6 +152,7 @@ impl JobQuery {
             })
         };
         Ok(Self {
+            parent: params.get("parent", "must be a UUID", str::parse)?,
             solver: params.get("solver", Glob::RULE, Glob::parse)?,
             version: params.get("version", Glob::RULE, Glob::parse)?,
             state: params.all("state", "must be the name of a state, like STARTED", word)?,
@@ -159,7 +163,10 @@ impl JobQuery {
         })
     }
 
-    async fn filter(self, db: &Db) -> Result<JobFilter> {
+    async fn filter(self, caller: &Caller, db: &Db) -> Result<JobFilter> {
+        if let Some(parent) = self.parent {
+            db.job_get(parent, caller.id()).await?;
+        }
         let states: Vec<_> = self.state.iter().filter_map(|state| state.of_jobs()).collect();
         let releases = if states.len() < self.state.len() && states.is_empty() {
             // Only states that no job here is ever in.
@@ -170,6 +177,7 @@ impl JobQuery {
             None
         };
         Ok(JobFilter {
+            parent: self.parent,
             releases,
             states,
             all_notes: self.metadata,
@@ -256,6 +264,7 @@ pub async fn batch_get_jobs_custom_metadata(
 /// Find jobs.
 ///
 /// Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first.
+/// The jobs of a job's steps are listed only if `parent` asks for them.
 #[utoipa::path(tag = "jobs", params(JobQuery, Paging), responses((status = 200, description = "A page of your jobs.", body = JobWithStatusPage), Errors))]
 #[get("/v0/jobs")]
 pub async fn find_jobs(
@@ -266,7 +275,8 @@ pub async fn find_jobs(
     db: Data<Db>,
 ) -> Result<Json<JobWithStatusPage>> {
     let window = Window { oldest_first: query.sort == Some(Sort::OldestFirst), ..window(&paging) };
-    let (jobs, total) = db.jobs_list(caller.id(), &query.filter(&db).await?, window).await?;
+    let (jobs, total) =
+        db.jobs_list(caller.id(), &query.filter(&caller, &db).await?, window).await?;
     let shown = jobs
         .into_iter()
         .map(|job| JobWithStatus { job: Job::new(&job, &base), status: job.into() });

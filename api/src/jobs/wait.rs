@@ -63,7 +63,7 @@ impl Prefer {
     }
 
     /// Looks until the job is not what the client knows, has ended, the time is up, or the service is shutting down.
-    pub(super) async fn look(
+    pub(crate) async fn look(
         &self,
         db: &Db,
         id: JobId,
@@ -86,7 +86,7 @@ impl Prefer {
     }
 
     /// Says on the answer which wait was granted.
-    pub(super) fn applied(&self, mut response: HttpResponse) -> HttpResponse {
+    pub(crate) fn applied(&self, mut response: HttpResponse) -> HttpResponse {
         if let Some(Wait { seconds, .. }) = self.wait
             && let Ok(value) = format!("wait={seconds}").parse()
         {

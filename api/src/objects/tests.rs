@@ -258,7 +258,7 @@ async fn sizes_are_compared() {
 }
 
 #[tokio::test]
-async fn abort_removes_everything_and_may_be_repeated() {
+async fn what_is_forgotten_is_gone_and_may_be_forgotten_again() {
     let s3 = Endpoint::start().await;
     let plan = s3.objects.upload_plan(KEY, 100 * MIB).await.unwrap();
     let upload_id = plan.upload_id.as_deref();
@@ -266,11 +266,15 @@ async fn abort_removes_everything_and_may_be_repeated() {
     let small = s3.objects.upload_plan("files/small", 3).await.unwrap();
     upload(&small.urls[0], bytes(3)).await;
     s3.objects.complete_upload("files/empty", 0, None, vec![]).await.unwrap();
+    s3.objects.put("files/whole", Bytes::from_static(b"whole")).await.unwrap();
     for _ in 0..2 {
-        s3.objects.abort_upload(KEY, upload_id).await.unwrap();
-        s3.objects.abort_upload("files/small", small.upload_id.as_deref()).await.unwrap();
-        s3.objects.abort_upload("files/empty", None).await.unwrap();
+        s3.objects.end_upload(KEY, upload_id.unwrap()).await.unwrap();
+        s3.objects.forget("files/small", small.upload_id.as_deref()).await;
+        s3.objects.forget("files/empty", None).await;
+        s3.objects.end_upload("files/whole", upload_id.unwrap()).await.unwrap();
     }
+    assert_eq!(s3.content("files/whole").await, b"whole", "an object is no upload");
+    s3.objects.forget("files/whole", None).await;
     assert_eq!(s3.files(), [""; 0]);
     let parts = (1..=10).map(|number| (number, e_tag.clone())).collect();
     let completed = s3.objects.complete_upload(KEY, 100 * MIB, upload_id, parts).await;
@@ -452,4 +456,5 @@ fn parts_grow_with_the_file() {
     );
     assert_eq!((stream_part_size(2000) / MIB, stream_part_size(2001) / MIB), (16, 32));
     assert_eq!(stream_part_size(9_999) / MIB, 256);
+    assert_eq!((1..=9_999).map(stream_part_size).sum::<u64>(), LONGEST_STREAM);
 }

@@ -3,7 +3,8 @@
 use utoipa::openapi::{OpenApi, RefOr, link::Link, path::Operation};
 
 /// Where an id comes from: operation, status, parameter, place in the answer.
-const SOURCES: [(&str, &str, &str, &str); 4] = [
+const SOURCES: [(&str, &str, &str, &str); 5] = [
+    ("upload_file", "200", "file_id", "$response.body#/id"),
     ("get_upload_links", "200", "file_id", "$response.body#/file_id"),
     ("complete_multipart_upload", "200", "file_id", "$response.body#/id"),
     ("create_solver_job", "201", "job_id", "$response.body#/id"),

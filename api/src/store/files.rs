@@ -1,11 +1,28 @@
 //! Files' rows. A row without `completed_at` belongs to an upload under way and is seen by nobody else.
 
-use super::{Db, Doing, Result, Tx, not_found, on, within};
+use sqlx::QueryBuilder;
+
+use super::{Db, Doing, Result, Tx, lists::UPLOADS, not_found, on, within};
 use crate::domain::{
     file::File,
     id::{FileId, UserId},
     time::Timestamp,
 };
+
+/// Writes which uploads are meant. A macro, because the types of two databases' builders have little in common.
+macro_rules! narrow {
+    ($query:ident, $owner:expr, $sha256:expr, $id:expr) => {{
+        $query.push("WHERE owner = ").push_bind($owner);
+        $query.push(" AND completed_at IS NOT NULL AND job_id IS NULL");
+        // Spelt out: of "is absent, or equal" no index knows anything.
+        if let Some(sha256) = $sha256 {
+            $query.push(" AND sha256 = ").push_bind(sha256.to_owned());
+        }
+        if let Some(id) = $id {
+            $query.push(" AND id = ").push_bind(id);
+        }
+    }};
+}
 
 impl Db {
     /// Stores a file's row.
@@ -41,38 +58,56 @@ impl Db {
         e_tag: &str,
         now: Timestamp,
     ) -> Result<File> {
-        const SQL: &str = "UPDATE files SET e_tag = $3, completed_at = COALESCE(completed_at, $4), upload_id = NULL \
-                           WHERE id = $1 AND owner = $2 RETURNING *";
-        let file = on!(self, |pool| {
-            sqlx::query_as(SQL)
-                .bind(id)
-                .bind(owner)
-                .bind(e_tag)
-                .bind(now)
-                .fetch_optional(pool)
-                .await
+        const SQL: &str = "UPDATE files SET e_tag = $3, completed_at = $4, upload_id = NULL \
+                           WHERE id = $1 AND owner = $2 AND completed_at IS NULL RETURNING *";
+        let mut tx = self.begin().await?;
+        let newest = tx.newest_upload(owner).await?;
+        let completed: Option<File> = within!(tx, |connection| {
+            let query = sqlx::query_as(SQL).bind(id).bind(owner).bind(e_tag).bind(now);
+            query.fetch_optional(connection).await
         })
         .doing("completing a file")?;
-        file.map_or_else(|| not_found("file", &id), Ok)
+        let Some(file) = completed else { return self.file_get(id, owner).await };
+        tx.list_add(owner, UPLOADS, file.created_at, newest).await?;
+        tx.commit().await?;
+        Ok(file)
     }
 
     /// Removes a file's row.
     pub async fn file_remove(&self, id: FileId, owner: UserId) -> Result<()> {
-        const SQL: &str = "DELETE FROM files WHERE id = $1 AND owner = $2 AND completed_at IS NOT NULL RETURNING id";
-        let gone: Option<FileId> = on!(self, |pool| sqlx::query_scalar(SQL)
+        const SQL: &str = "DELETE FROM files WHERE id = $1 AND owner = $2 AND completed_at IS NOT NULL RETURNING *";
+        let mut tx = self.begin().await?;
+        tx.lists_locked(owner).await?;
+        let gone: Option<File> = within!(tx, |connection| sqlx::query_as(SQL)
             .bind(id)
             .bind(owner)
-            .fetch_optional(pool)
+            .fetch_optional(connection)
             .await)
         .doing("removing a file")?;
-        gone.map_or_else(|| not_found("file", &id), |_| Ok(()))
+        let Some(file) = gone else { return not_found("file", &id) };
+        if file.job_id.is_none() {
+            tx.list_remove(owner, UPLOADS, file.created_at).await?;
+        }
+        tx.commit().await
     }
 
-    /// Removes the row of an upload. One that has become a file meanwhile stays.
-    pub async fn upload_remove(&self, id: FileId, owner: UserId) -> Result<()> {
+    /// Removes the row of an upload. One that has become a file meanwhile stays; says whether it has not.
+    pub async fn upload_remove(&self, id: FileId, owner: UserId) -> Result<bool> {
         const SQL: &str = "DELETE FROM files WHERE id = $1 AND owner = $2 AND completed_at IS NULL";
-        on!(self, |pool| sqlx::query(SQL).bind(id).bind(owner).execute(pool).await.map(drop))
-            .doing("removing an upload")
+        on!(self, |pool| sqlx::query(SQL)
+            .bind(id)
+            .bind(owner)
+            .execute(pool)
+            .await
+            .map(|done| done.rows_affected() > 0))
+        .doing("removing an upload")
+    }
+
+    /// Uploads that were begun before a moment and have not been completed, oldest first.
+    pub async fn uploads_begun_before(&self, moment: Timestamp, limit: i64) -> Result<Vec<File>> {
+        const SQL: &str = "SELECT * FROM files WHERE completed_at IS NULL AND created_at < $1 ORDER BY created_at LIMIT $2";
+        on!(self, |pool| sqlx::query_as(SQL).bind(moment).bind(limit).fetch_all(pool).await)
+            .doing("looking for abandoned uploads")
     }
 
     /// Every file that a user has uploaded, newest first.
@@ -82,7 +117,7 @@ impl Db {
             .doing("listing files")
     }
 
-    /// A page of a user's files, newest first, and the number of all that match. Filters that are absent match everything.
+    /// A page of what a user has uploaded, newest first, and the number of all that match. Filters that are absent match everything.
     pub async fn files_search(
         &self,
         owner: UserId,
@@ -91,29 +126,57 @@ impl Db {
         limit: i64,
         offset: i64,
     ) -> Result<(Vec<File>, i64)> {
-        const PAGE: &str = "SELECT * FROM files WHERE owner = $1 AND completed_at IS NOT NULL AND job_id IS NULL \
-                            AND ($2 IS NULL OR sha256 = $2) AND ($3 IS NULL OR id = $3) \
-                            ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5";
-        const COUNT: &str = "SELECT count(*) FROM files WHERE owner = $1 AND completed_at IS NOT NULL AND job_id IS NULL \
-                             AND ($2 IS NULL OR sha256 = $2) AND ($3 IS NULL OR id = $3)";
-        on!(self, |pool| {
-            let total =
-                sqlx::query_scalar(COUNT).bind(owner).bind(sha256).bind(id).fetch_one(pool).await;
-            let page =
-                sqlx::query_as(PAGE).bind(owner).bind(sha256).bind(id).bind(limit).bind(offset);
-            match total {
-                Ok(total) => page.fetch_all(pool).await.map(|files| (files, total)),
-                Err(error) => Err(error),
+        let (total, before, skip) = if sha256.is_none() && id.is_none() {
+            let total = self.list_total(owner, UPLOADS).await?;
+            let (before, skip) = self.list_place(owner, UPLOADS, offset).await?;
+            (total, Some(before), skip)
+        } else {
+            let total: i64 = on!(self, |pool| {
+                let mut query = QueryBuilder::new("SELECT COUNT(*) FROM files ");
+                narrow!(query, owner, sha256, id);
+                query.build_query_scalar().fetch_one(pool).await
+            })
+            .doing("counting files")?;
+            (total, None, offset)
+        };
+        if offset >= total {
+            return Ok((Vec::new(), total));
+        }
+        let files = on!(self, |pool| {
+            let mut query = QueryBuilder::new("SELECT * FROM files ");
+            narrow!(query, owner, sha256, id);
+            if let Some(before) = before {
+                query.push(" AND created_at < ").push_bind(before);
             }
+            query.push(" ORDER BY created_at DESC, id DESC LIMIT ").push_bind(limit);
+            query.push(" OFFSET ").push_bind(skip);
+            query.build_query_as().fetch_all(pool).await
         })
-        .doing("searching files")
+        .doing("searching files")?;
+        Ok((files, total))
     }
 }
 
 impl Tx {
+    /// When the newest of a user's uploads was begun; locks the user's lists.
+    async fn newest_upload(&mut self, owner: UserId) -> Result<Option<Timestamp>> {
+        const SQL: &str = "SELECT created_at FROM files WHERE owner = $1 AND completed_at IS NOT NULL AND job_id IS NULL \
+                           ORDER BY created_at DESC, id DESC LIMIT 1";
+        self.lists_locked(owner).await?;
+        within!(*self, |connection| sqlx::query_scalar(SQL)
+            .bind(owner)
+            .fetch_optional(connection)
+            .await)
+        .doing("looking for newer files")
+    }
+
     pub(super) async fn file_add(&mut self, file: &File) -> Result<()> {
         const SQL: &str = "INSERT INTO files (id, owner, filename, size, sha256, e_tag, upload_id, job_id, created_at, completed_at) \
                            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+        if file.completed_at.is_some() && file.job_id.is_none() {
+            let newest = self.newest_upload(file.owner).await?;
+            self.list_add(file.owner, UPLOADS, file.created_at, newest).await?;
+        }
         within!(*self, |connection| {
             let query = sqlx::query(SQL)
                 .bind(file.id)
@@ -125,5 +188,70 @@ impl Tx {
             query.bind(file.created_at).bind(file.completed_at).execute(connection).await.map(drop)
         })
         .doing("adding a file")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+    use crate::domain::time::now;
+
+    /// With the short runs of tests: uploads that end in another order than they began, several at a moment, and some that are deleted.
+    #[tokio::test]
+    async fn every_page_of_uploads_is_where_plain_counting_puts_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("files.db");
+        let db = Db::open(&format!("sqlite:{}", place.display())).await.unwrap();
+        let owner = db.user_add("ada@example.org", now()).await.unwrap().id;
+        let (begin, mut listed, mut open) = (now(), Vec::new(), Vec::new());
+        let mut random = 1_u64;
+        for number in 0..300 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let chance = usize::try_from(random >> 33).unwrap();
+            let mut file = File {
+                id: FileId::new(),
+                owner,
+                filename: "a".to_owned(),
+                size: 0,
+                sha256: String::new(),
+                e_tag: None,
+                upload_id: None,
+                job_id: None,
+                created_at: begin + TimeDelta::microseconds(number / 2),
+                completed_at: None,
+            };
+            if chance % 3 == 0 {
+                file.completed_at = Some(now());
+                listed.push((file.created_at, file.id));
+            } else {
+                open.push((file.created_at, file.id));
+            }
+            db.file_add(&file).await.unwrap();
+            if chance % 2 == 0 && !open.is_empty() {
+                let ended = open.remove(chance % open.len());
+                for _ in 0..2 {
+                    db.file_complete(ended.1, owner, "tag", now()).await.unwrap();
+                }
+                listed.push(ended);
+            }
+            if chance % 5 == 0 && !listed.is_empty() {
+                let gone = listed.remove(chance % listed.len());
+                db.file_remove(gone.1, owner).await.unwrap();
+            }
+        }
+        listed.sort_unstable();
+        listed.reverse();
+        assert!(listed.len() > 100, "{}", listed.len());
+        let ids: Vec<_> = listed.into_iter().map(|(_, id)| id).collect();
+        for offset in 0..=ids.len() {
+            let from = i64::try_from(offset).unwrap();
+            let (page, total) = db.files_search(owner, None, None, 3, from).await.unwrap();
+            let page: Vec<_> = page.iter().map(|file| file.id).collect();
+            assert_eq!(page, ids[offset..ids.len().min(offset + 3)], "{offset}");
+            assert_eq!(total, i64::try_from(ids.len()).unwrap());
+        }
+        db.close().await;
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A page far down a long list costs what the first one costs, and so does the total: `job_counts` says how many jobs each list holds, in
 //! [`RUNS`] of two sizes, so that a page is found by adding up large runs, then small ones, and skipping less than one. There are counts for all jobs of an owner
-//! and for those of each release; lists that are narrowed otherwise are counted, and skipped, job by job.
+//! and for those of each release; lists that are narrowed otherwise are counted, and skipped, job by job. Uploads are counted like jobs.
 
 use std::collections::HashMap;
 
@@ -35,6 +35,9 @@ pub struct Window {
     pub oldest_first: bool,
 }
 
+/// Name of the list of an owner's uploads. That of a release has a colon.
+pub(super) const UPLOADS: &str = "files";
+
 /// Name of the list of a release.
 fn list_of(key: &SolverKey, version: &str) -> String {
     format!("{key}:{version}")
@@ -42,8 +45,10 @@ fn list_of(key: &SolverKey, version: &str) -> String {
 
 /// Name of the list that a filter stands for, if that one is counted.
 fn counted_list(filter: &JobFilter) -> Option<String> {
-    let JobFilter { releases, states, all_notes, any_notes, created_from, created_before } = filter;
+    let JobFilter { parent, releases, states, all_notes, any_notes, created_from, created_before } =
+        filter;
     let narrowed = !(states.is_empty() && all_notes.is_empty() && any_notes.is_empty())
+        || parent.is_some()
         || created_from.is_some()
         || created_before.is_some();
     match releases.as_deref() {
@@ -59,7 +64,11 @@ macro_rules! narrow {
     ($query:ident, $owner:expr, $filter:expr) => {{
         let filter: &JobFilter = $filter;
         $query.push("WHERE owner = ").push_bind($owner);
-        $query.push(" AND deleted_at IS NULL AND parent_id IS NULL");
+        $query.push(" AND deleted_at IS NULL");
+        match filter.parent {
+            None => $query.push(" AND parent_id IS NULL"),
+            Some(parent) => $query.push(" AND parent_id = ").push_bind(parent),
+        };
         match filter.releases.as_deref() {
             None => {}
             Some([(key, version)]) => {
@@ -149,7 +158,7 @@ impl Db {
         }
         let list = counted_list(filter);
         let total = match &list {
-            Some(list) => self.jobs_counted(owner, list).await?,
+            Some(list) => self.list_total(owner, list).await?,
             None => self.jobs_count(owner, filter).await?,
         };
         // Statements read newest first; the other way round is the same part, counted from the other end.
@@ -162,7 +171,7 @@ impl Db {
         let mut filter = filter.clone();
         let mut skip = offset;
         if let Some(list) = &list {
-            let (before, rest) = self.job_at(owner, list, offset).await?;
+            let (before, rest) = self.list_place(owner, list, offset).await?;
             filter.created_before = Some(before);
             skip = rest;
         }
@@ -211,15 +220,20 @@ impl Db {
         Ok(jobs.into_iter().zip(in_order(ids, &notes.into_iter().collect())?).collect())
     }
 
-    /// How many jobs a list holds.
-    async fn jobs_counted(&self, owner: UserId, list: &str) -> Result<i64> {
+    /// How many a list holds.
+    pub(super) async fn list_total(&self, owner: UserId, list: &str) -> Result<i64> {
         const SQL: &str = "SELECT COALESCE(SUM(jobs), 0) FROM job_counts WHERE owner = $1 AND list = $2 AND level = 1";
         on!(self, |pool| sqlx::query_scalar(SQL).bind(owner).bind(list).fetch_one(pool).await)
             .doing("counting jobs")
     }
 
-    /// Where to look for the job at this place of a list, newest first: in what was created before, after skipping so many.
-    async fn job_at(&self, owner: UserId, list: &str, place: i64) -> Result<(Timestamp, i64)> {
+    /// Where to look for what is at this place of a list, newest first: in what was created before, after skipping so many.
+    pub(super) async fn list_place(
+        &self,
+        owner: UserId,
+        list: &str,
+        place: i64,
+    ) -> Result<(Timestamp, i64)> {
         const SQL: &str = "SELECT since, before, above FROM ( \
                                SELECT since, LAG(since) OVER newest AS before, SUM(jobs) OVER newest - jobs AS above \
                                FROM job_counts WHERE owner = $1 AND list = $2 AND level = $3 AND since >= $4 AND since < $5 \
@@ -255,35 +269,14 @@ impl Tx {
     pub(super) async fn job_listed(&mut self, job: &Job) -> Result<()> {
         const NEWEST: &str = "SELECT created_at FROM jobs WHERE owner = $1 AND deleted_at IS NULL AND parent_id IS NULL \
                               ORDER BY created_at DESC, id DESC LIMIT 1";
-        // The rare conflict: all jobs of a run are gone, and here is another of the moment in which it began.
-        const BEGIN: &str = "INSERT INTO job_counts (owner, list, level, since, jobs) VALUES ($1, $2, $3, $4, 1) \
-                             ON CONFLICT (owner, list, level, since) DO UPDATE SET jobs = job_counts.jobs + 1";
         self.lists_locked(job.owner).await?;
         let newest: Option<Timestamp> = within!(*self, |connection| sqlx::query_scalar(NEWEST)
             .bind(job.owner)
             .fetch_optional(connection)
             .await)
         .doing("looking for newer jobs")?;
-        // A run that is full ends with the newest job: one that comes late still belongs to it.
-        let late = newest.is_some_and(|newest| newest >= job.created_at);
         for list in [String::new(), list_of(&job.solver_key, &job.solver_version)] {
-            let mut begun = false;
-            for (level, size) in RUNS {
-                let full = if late { i32::MAX } else { size };
-                if !begun && self.count(job, &list, level, 1, full).await? {
-                    continue;
-                }
-                begun = true;
-                within!(*self, |connection| sqlx::query(BEGIN)
-                    .bind(job.owner)
-                    .bind(&list)
-                    .bind(level)
-                    .bind(job.created_at)
-                    .execute(connection)
-                    .await
-                    .map(drop))
-                .doing("counting a job")?;
-            }
+            self.list_add(job.owner, &list, job.created_at, newest).await?;
         }
         Ok(())
     }
@@ -292,35 +285,79 @@ impl Tx {
     pub(super) async fn job_unlisted(&mut self, job: &Job) -> Result<()> {
         self.lists_locked(job.owner).await?;
         for list in [String::new(), list_of(&job.solver_key, &job.solver_version)] {
-            for (level, _) in RUNS {
-                self.count(job, &list, level, -1, i32::MAX).await?;
-            }
+            self.list_remove(job.owner, &list, job.created_at).await?;
         }
         Ok(())
     }
 
-    /// Changes the count of the run that a job belongs to. Says whether there is one that is not full.
+    /// Counts something into a list, under the lock of its owner's lists. The newest is that of what is listed already.
+    pub(super) async fn list_add(
+        &mut self,
+        owner: UserId,
+        list: &str,
+        at: Timestamp,
+        newest: Option<Timestamp>,
+    ) -> Result<()> {
+        // The rare conflict: all jobs of a run are gone, and here is another of the moment in which it began.
+        const BEGIN: &str = "INSERT INTO job_counts (owner, list, level, since, jobs) VALUES ($1, $2, $3, $4, 1) \
+                             ON CONFLICT (owner, list, level, since) DO UPDATE SET jobs = job_counts.jobs + 1";
+        // A run that is full ends with the newest: what comes late still belongs to it.
+        let late = newest.is_some_and(|newest| newest >= at);
+        let mut begun = false;
+        for (level, size) in RUNS {
+            let full = if late { i32::MAX } else { size };
+            if !begun && self.count(owner, list, level, at, 1, full).await? {
+                continue;
+            }
+            begun = true;
+            within!(*self, |connection| sqlx::query(BEGIN)
+                .bind(owner)
+                .bind(list)
+                .bind(level)
+                .bind(at)
+                .execute(connection)
+                .await
+                .map(drop))
+            .doing("counting into a list")?;
+        }
+        Ok(())
+    }
+
+    /// Counts something out of a list, under the lock of its owner's lists.
+    pub(super) async fn list_remove(
+        &mut self,
+        owner: UserId,
+        list: &str,
+        at: Timestamp,
+    ) -> Result<()> {
+        for (level, _) in RUNS {
+            self.count(owner, list, level, at, -1, i32::MAX).await?;
+        }
+        Ok(())
+    }
+
+    /// Changes the count of the run that a moment belongs to. Says whether there is one that is not full.
     async fn count(
         &mut self,
-        job: &Job,
+        owner: UserId,
         list: &str,
         level: i32,
+        at: Timestamp,
         change: i32,
         full: i32,
     ) -> Result<bool> {
         const SQL: &str = "UPDATE job_counts SET jobs = jobs + $5 WHERE owner = $1 AND list = $2 AND level = $3 AND jobs < $6 \
                            AND since = (SELECT MAX(since) FROM job_counts WHERE owner = $1 AND list = $2 AND level = $3 AND since <= $4)";
         let counted = within!(*self, |connection| {
-            let query =
-                sqlx::query(SQL).bind(job.owner).bind(list).bind(level).bind(job.created_at);
+            let query = sqlx::query(SQL).bind(owner).bind(list).bind(level).bind(at);
             query.bind(change).bind(full).execute(connection).await.map(|done| done.rows_affected())
         })
-        .doing("counting a job")?;
+        .doing("counting in a list")?;
         Ok(counted > 0)
     }
 
     /// One at a time changes the counts of an owner.
-    async fn lists_locked(&mut self, owner: UserId) -> Result<()> {
+    pub(super) async fn lists_locked(&mut self, owner: UserId) -> Result<()> {
         const SQL: &str = "SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE";
         match self {
             // It holds the lock of the whole database already.

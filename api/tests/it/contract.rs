@@ -17,7 +17,7 @@ use crate::openapi::{document, operations};
 const UPSTREAM: &str = include_str!("upstream.json");
 
 /// Differences that are meant: operation, what differs, and why. `*` stands for any operation, or for any beginning or end of what differs.
-const INTENDED: [(&str, &str, &str); 18] = [
+const INTENDED: [(&str, &str, &str); 20] = [
     ("*", "402", "nothing costs anything here"),
     ("*", "504", "there is no gateway with slow servers behind it, only the object store: 502"),
     (START, "406", "no release grows obsolete"),
@@ -35,15 +35,26 @@ const INTENDED: [(&str, &str, &str); 18] = [
         "a download is bytes, whatever they mean",
     ),
     ("POST /v0/files/content", "body application/json *", ONE_FILE),
+    (
+        "PUT /v0/files/content",
+        "header content-length*",
+        "every client sends it by itself; as a parameter it would have to be counted by hand",
+    ),
     ("*", "body application/json .client_file*", ONE_FILE),
     ("*", "path wallet_id", "the older of the two documents leaves the bound out"),
     (STUDY_START, "406", "no release grows obsolete"),
     (STUDY_JOB, "200", "upstream has not built it yet"),
     (STUDY_JOB, "501", "it is built here"),
+    ("*", "404", "where nothing is named, nothing is missing"),
     ("*", "403", "what belongs to others does not exist: 404"),
     ("*", "200 application/json .status", "a wallet is always active"),
     ("*", "200 application/json .classification", "a plan never is a licence"),
     ("*", "body application/json .callback.*", "oSPARC's clients send no callback at all"),
+];
+/// What is not served of the nouns that are: there are no licensed items, and the hand-written client reaches none of these.
+const NOT_SERVED: [&str; 2] = [
+    "GET /v0/licensed-items",
+    "POST /v0/licensed-items/{licensed_item_id}/checked-out-items/{licensed_item_checkout_id}/release",
 ];
 const STUDY_START: &str = "POST /v0/studies/{study_id}/jobs/{job_id}:start";
 const STUDY_JOB: &str = "GET /v0/studies/{study_id}/jobs/{job_id}";
@@ -344,7 +355,14 @@ fn shared_operations_fit_clients_of_both_upstream_documents() {
             "there is no such difference: {operation}: {fact} ({reason})"
         );
     }
-    assert!(compared >= 29, "only {compared} operations are shared");
+    let ours: BTreeSet<_> = operations()
+        .iter()
+        .map(|operation| format!("{} {}", operation.method, operation.path))
+        .collect();
+    let theirs = newer["operations"].as_object().unwrap();
+    let missing: Vec<_> = theirs.keys().filter(|name| !ours.contains(*name)).collect();
+    assert_eq!(missing, NOT_SERVED, "of the nouns that are served");
+    assert_eq!(compared, theirs.len() - missing.len());
 }
 
 /// Who has oSPARC's documents at hand sees when the extract is stale.

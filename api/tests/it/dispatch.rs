@@ -5,18 +5,33 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use chrono::TimeDelta;
 use serde_json::json;
 use solverd::{
-    domain::{id::JobId, job::Lease, solver::Resources, time::now},
+    dispatch::{Dispatcher, Wake},
+    domain::{
+        file::File,
+        id::{FileId, JobId, UserId},
+        job::Lease,
+        solver::Resources,
+        time::now,
+    },
+    objects::{
+        self, Location, Objects,
+        embedded::{self, Embedded},
+    },
     store::Db,
 };
 use solverd_runner::engine::Docker;
 use sqlx::{Connection, Executor, SqliteConnection};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     http::{external_storage, log_in_zip},
+    store::Fresh,
     support::{
-        Api, BOOTSTRAP, TestApp, containers, folders_of_jobs, machine, settings, sleeper,
+        Api, BOOTSTRAP, TestApp, containers, folders_of_jobs, machine, settings, sha256, sleeper,
         sleeper_with, text, wait_until,
     },
 };
@@ -325,4 +340,95 @@ async fn a_job_outlasts_a_database_that_is_away() {
         assert_eq!(log.matches(line).count(), 1, "{line} in {log}");
     }
     app.stop().await;
+}
+
+/// An upload of one part that was begun so many hours ago; the part has been sent.
+async fn begin_upload(db: &Db, objects: &Objects, owner: UserId, hours: i64) -> File {
+    let id = FileId::new();
+    let plan = objects.upload_plan(&File::object_key(id), 3).await.unwrap();
+    let put = reqwest::Client::new().put(&plan.urls[0]).body("abc").send().await.unwrap();
+    assert_eq!(put.status(), 200);
+    let upload = File {
+        id,
+        owner,
+        filename: "a.txt".to_owned(),
+        size: 3,
+        sha256: sha256(b"abc"),
+        e_tag: put.headers()["etag"].to_str().ok().map(str::to_owned),
+        upload_id: plan.upload_id,
+        job_id: None,
+        created_at: now() - TimeDelta::hours(hours),
+        completed_at: None,
+    };
+    db.file_add(&upload).await.unwrap();
+    upload
+}
+
+async fn complete(objects: &Objects, upload: &File) -> Result<(), objects::Error> {
+    let parts = vec![(1, upload.e_tag.clone().unwrap())];
+    let key = File::object_key(upload.id);
+    objects.complete_upload(&key, 3, upload.upload_id.as_deref(), parts).await.map(drop)
+}
+
+async fn abandoned(db: Db) {
+    let folder = tempfile::tempdir().unwrap();
+    let credentials = embedded::credentials(folder.path()).unwrap();
+    let store = Embedded::open(&folder.path().join("objects"), &credentials).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let (stop, mut served) = (CancellationToken::new(), JoinSet::new());
+    served.spawn(store.run(listener, stop.clone()));
+    let objects = Objects::connect(&Location {
+        endpoint: endpoint.clone(),
+        public_endpoint: endpoint,
+        bucket: "solverd".to_owned(),
+        region: "us-east-1".to_owned(),
+        access_key_id: credentials.access_key_id,
+        secret_access_key: credentials.secret_access_key,
+    })
+    .await
+    .unwrap();
+    let owner = db.user_add("ada@example.org", now()).await.unwrap().id;
+    let [old, young, whole] = [25, 23, 26].map(|hours| begin_upload(&db, &objects, owner, hours));
+    let (old, young, whole) = (old.await, young.await, whole.await);
+    // Its object is there, and the service ended before it could say so in the database.
+    complete(&objects, &whole).await.unwrap();
+    let dispatcher = Dispatcher::start(
+        db.clone(),
+        objects.clone(),
+        Docker::connect().unwrap(),
+        folder.path().join("work"),
+        FileId::new().to_string(),
+        Wake::default(),
+    )
+    .await
+    .unwrap();
+    dispatcher.step().await.unwrap();
+    let left = async || {
+        let left = db.uploads_begun_before(now(), 9).await.unwrap();
+        left.into_iter().map(|upload| upload.id).collect::<Vec<_>>()
+    };
+    wait_until("the old uploads to end", left, |left| *left == [young.id]).await;
+
+    // Not at every step: this one has to wait.
+    let older = begin_upload(&db, &objects, owner, 30).await;
+    dispatcher.step().await.unwrap();
+    let over = CancellationToken::new();
+    over.cancel();
+    // Waits for all that was begun.
+    dispatcher.run(over).await;
+    assert_eq!(left().await, [older.id, young.id]);
+    assert_eq!(objects.stat(&File::object_key(whole.id)).await.unwrap(), None);
+    let too_late = complete(&objects, &old).await.unwrap_err();
+    assert_eq!(too_late.to_string(), "nothing has been uploaded");
+    complete(&objects, &young).await.unwrap();
+    stop.cancel();
+    served.join_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_that_nobody_completes_are_ended() {
+    for fresh in [Some(Fresh::sqlite()), Fresh::postgres().await].into_iter().flatten() {
+        Box::pin(fresh.run(abandoned)).await;
+    }
 }

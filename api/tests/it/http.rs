@@ -2,24 +2,22 @@
 
 use std::{collections::BTreeSet, fmt::Write, io::Read, net::TcpListener};
 
-use bytes::Bytes;
-use futures_util::stream;
 use insta::{assert_snapshot, with_settings};
 use regex::Regex;
 use reqwest::{
-    Method,
+    Method, StatusCode,
     header::{ALLOW, AUTHORIZATION, CONTENT_DISPOSITION, CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE},
 };
 use serde_json::{Value as Json, json};
 use solverd::domain::{
-    id::{FileId, JobId},
+    id::JobId,
     solver::{Resources, SolverKey, Version},
     usage::seconds,
     user::Credentials,
 };
-use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::{
+    forms::{file_form, put},
     openapi::{document, operations},
     studies,
     support::{
@@ -28,7 +26,7 @@ use crate::{
 };
 
 /// What differs from run to run.
-const FILTERS: [(&str, &str); 10] = [
+pub(crate) const FILTERS: [(&str, &str); 10] = [
     ("OEC:[0-9a-f]{12}-[0-9]{13}", "[support id]"),
     ("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "[uuid]"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "[time]"),
@@ -43,7 +41,7 @@ const FILTERS: [(&str, &str); 10] = [
     (r#""id": [1-9]\d*,"#, r#""id": [number],"#),
 ];
 
-const RELEASE: &str = "/v0/solvers/simcore/services/comp/itis/sleeper/releases/2.1.6";
+pub(crate) const RELEASE: &str = "/v0/solvers/simcore/services/comp/itis/sleeper/releases/2.1.6";
 
 /// Requests and answers, to be looked at as a whole.
 #[derive(Default)]
@@ -172,142 +170,6 @@ pub(crate) async fn log_in_zip(app: &Api, link: &Answer) -> String {
     log
 }
 
-#[tokio::test]
-async fn every_error_has_one_shape() {
-    let app = TestApp::start().await;
-    let release = app.publish(sleeper().await).await;
-    let job = app.create(&release, json!({})).await;
-    let jobs = format!("{RELEASE}/jobs");
-    let nowhere = FileId::new();
-    let file = json!({"filename": "a.txt", "filesize": 3, "sha256_checksum": sha256(b"abc")});
-    let upload = app.post_json("/v0/files/content", &file).await.json();
-    let complete = text(&upload, "/upload_schema/links/complete_upload").to_owned();
-    let parts = json!({"client_file": file, "uploaded_parts": {"parts": []}});
-    let mut transcript = Transcript::default();
-
-    let wrong = app.anonymous(Method::GET, "/v0/me").basic_auth("ada-key", Some("guessed"));
-    let unknown = app.anonymous(Method::GET, "/v0/me").basic_auth("nobody", Some("guessed"));
-    let (wrong, unknown) = (answer(wrong).await, answer(unknown).await);
-    assert_eq!(wrong.to_string(), unknown.to_string(), "nobody learns which keys there are");
-    transcript.add("no credentials", &answer(app.anonymous(Method::GET, "/v0/me")).await);
-    transcript.add("wrong credentials", &wrong);
-
-    for path in [
-        // 404: no such thing
-        &format!("/v0/files/{nowhere}"),
-        "/v0/solvers/simcore/services/comp/nowhere/latest",
-        "/v0/solvers/simcore/services/comp/itis/sleeper/releases/9.9.9",
-        &format!("{RELEASE}/jobs/{nowhere}"),
-        &format!("{}{}", RELEASE.replace("2.1.6", "2.1.1"), &job[RELEASE.len()..]),
-        &format!("{job}/outputs/logfile"),
-        // 404: no such operation
-        "/v0/nothing",
-        // 409
-        &format!("{job}/outputs"),
-        // 422: path
-        "/v0/files/42",
-        "/v0/solvers/simcore/services/dynamic/x/latest",
-        "/v0/solvers/simcore/services/comp/itis/sleeper/releases/two",
-        &format!("{jobs}/%FF"),
-        // 422: query
-        &format!("{jobs}/page?limit=51"),
-        &format!("{jobs}/page?offset=-1"),
-        "/v0/files:search?sha256_checksum=abc",
-        "/v0/files:search?file_id=42",
-        "/v0/jobs?state=STARTED&state=DONE",
-        "/v0/jobs?metadata=mesh:fine",
-        "/v0/jobs?created_from=yesterday",
-        "/v0/jobs?sort=name",
-        "/v0/solvers/-/releases/-/jobs?metadata.any=a:b&metadata.all=c:d",
-        "/v0/solvers/-/releases/-/jobs/metadata:batchGet",
-        "/v0/solvers/-/releases/-/jobs/metadata:batchGet?job_ids=42",
-        &format!("/v0/solvers/-/releases/-/jobs/metadata:batchGet?job_ids={nowhere}"),
-    ] {
-        transcript.add(&format!("GET {path}"), &app.get(path).await);
-    }
-    for (name, path) in [
-        ("solver_id", "/v0/solvers/page"),
-        ("version_display", "/v0/solvers/page"),
-        ("solver", "/v0/jobs"),
-        ("version", "/v0/jobs"),
-    ] {
-        let long = app.get(&format!("{path}?{name}={}", "a".repeat(513))).await;
-        assert_eq!(long.status, 422, "{long}");
-        assert!(text(&long.json(), "/errors/0/msg").contains("at most 512"), "{long}");
-    }
-    let often = format!("/v0/jobs?{}", "metadata=a=b&".repeat(51));
-    assert_eq!(app.get(&often).await.status, 422);
-    transcript.add("DELETE …/{job_id}/assets", &app.delete(&format!("{job}/assets")).await);
-    for (method, path) in [(Method::PATCH, "/v0/me"), (Method::POST, "/v0/files/content/")] {
-        let answer = answer(app.request(method.clone(), path)).await;
-        transcript.add(&format!("{method} {path}"), &answer);
-    }
-    let (no_file, no_text) = (json!({"id": nowhere, "filename": "a.txt"}), json!({"id": 1}));
-    for (path, body) in [
-        // 422: body
-        ("/v0/files/content", ""),
-        ("/v0/files/content", "{"),
-        ("/v0/jobs:inspect", r#"{"job_ids": []}"#),
-        ("/v0/files/content", r#"{"filename": "a.txt", "filesize": -1, "sha256_checksum": ""}"#),
-        ("/v0/files/content", r#"{"filename": "../a", "filesize": 1, "sha256_checksum": ""}"#),
-        ("/v0/files/content", r#"{"filename": "a.txt", "filesize": 1, "sha256_checksum": "abc"}"#),
-        (&complete, r#"{"client_file": null}"#),
-        (&complete, &parts.to_string()),
-        (&format!("{jobs}?hidden=maybe"), r#"{"values": {}}"#),
-        (&jobs, r#"{"values": []}"#),
-        // 422: values
-        (
-            &jobs,
-            r#"{"values": {"input_1": 3, "input_2": "two", "input_3": [true], "input_4": 1.5}}"#,
-        ),
-        (&jobs, &json!({"values": {"input_1": no_file}}).to_string()),
-        (&jobs, &json!({"values": {"input_1": no_text, "stray": no_text}}).to_string()),
-    ] {
-        let answer = answer(app.request(Method::POST, path).body(body.to_owned())).await;
-        transcript.add(&format!("POST {path}\n{body}"), &answer);
-    }
-    let notes = app.request(Method::PATCH, &format!("{job}/metadata"));
-    let notes = notes.json(&json!({"metadata": {"good": 1, "list": [], "none": null}}));
-    transcript.add("PATCH …/metadata", &answer(notes).await);
-    for body in [json!({"language": "fr"}), json!({"first_name": "\0", "last_name": null})] {
-        let profile = app.request(Method::PUT, "/v0/me").json(&body);
-        transcript.add(&format!("PUT /v0/me\n{body}"), &answer(profile).await);
-    }
-    let checkout = format!("/v0/wallets/1/licensed-items/{nowhere}/checkout");
-    for seats in [0, 1] {
-        let body = json!({"number_of_seats": seats, "service_run_id": "run"});
-        let seats = app.post_json(&checkout, &body).await;
-        transcript.add(&format!("POST {checkout}\n{body}"), &seats);
-    }
-    for path in ["/v0/wallets/77", "/v0/wallets/0", "/v0/wallets/1/licensed-items?limit=0"] {
-        transcript.add(&format!("GET {path}"), &app.get(path).await);
-    }
-    for (what, body) in too_large() {
-        let request = app.request(Method::POST, &jobs).body(body);
-        transcript.add(&format!("a body of 8 MiB and a byte, {what}"), &answer(request).await);
-    }
-    break_database(&app).await;
-    transcript.add("a broken database", &app.get("/v0/files").await);
-
-    with_settings!({ filters => FILTERS }, { assert_snapshot!(transcript.0) });
-    app.stop().await;
-}
-
-fn too_large() -> [(&'static str, reqwest::Body); 2] {
-    const LIMIT: usize = 8 << 20;
-    let chunk = Bytes::from(vec![b' '; 1 << 16]);
-    let chunks = std::iter::repeat_n(chunk, LIMIT >> 16).chain([Bytes::from_static(b" ")]);
-    let chunks = stream::iter(chunks.map(Ok::<_, std::io::Error>));
-    [("declared", vec![b' '; LIMIT + 1].into()), ("in chunks", reqwest::Body::wrap_stream(chunks))]
-}
-
-async fn break_database(app: &TestApp) {
-    let url = format!("sqlite:{}", app.data().join("solverd.db").display());
-    let mut connection = SqliteConnection::connect(&url).await.unwrap();
-    connection.execute("ALTER TABLE files RENAME TO gone").await.unwrap();
-    connection.close().await.unwrap();
-}
-
 /// The flags that make another service use this one's object store.
 pub(crate) async fn external_storage(store: &TestApp) -> [String; 3] {
     let announced = json!({"filename": "a", "filesize": 1, "sha256_checksum": sha256(b"1")});
@@ -322,6 +184,20 @@ pub(crate) async fn external_storage(store: &TestApp) -> [String; 3] {
     ]
 }
 
+/// What the service needs, and whether it works.
+async fn state(app: &Api) -> Vec<(String, bool)> {
+    let [here, there] = ["/v0/state", "/state"].map(|path| app.anonymous(Method::GET, path));
+    let (here, there) = (answer(here).await, answer(there).await);
+    assert_eq!((here.status, here.json()), (StatusCode::OK, there.json()));
+    let services = here.json()["services"].clone();
+    let services = services.as_object().unwrap().iter();
+    services.map(|(name, state)| (name.clone(), state["healthy"].as_bool().unwrap())).collect()
+}
+
+fn owned((name, healthy): (&str, bool)) -> (String, bool) {
+    (name.to_owned(), healthy)
+}
+
 #[tokio::test]
 async fn a_lost_object_store_is_told_from_a_fault() {
     let store = TestApp::start().await;
@@ -332,7 +208,11 @@ async fn a_lost_object_store_is_told_from_a_fault() {
     let file = app.upload("a.txt", b"1").await;
     assert_eq!(file.status, 200, "{file}");
 
+    let well = state(&app).await;
     store.stop().await;
+    assert_eq!(well, [("database", true), ("engine", true), ("object_store", true)].map(owned));
+    let ill = state(&app).await;
+    assert_eq!(ill, [("database", true), ("engine", true), ("object_store", false)].map(owned));
     let deleted = app.delete(&format!("/v0/files/{}", text(&file.json(), "/id"))).await;
     assert_eq!(
         deleted.status, 200,
@@ -344,7 +224,10 @@ async fn a_lost_object_store_is_told_from_a_fault() {
 }
 
 /// Every operation with its parameters filled in, and a body where it takes one.
-fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::RequestBuilder)> {
+pub(crate) fn requests(
+    api: &Api,
+    values: &[(&str, &str)],
+) -> Vec<(String, reqwest::RequestBuilder)> {
     let file = json!({"filename": "a.txt", "filesize": 1, "sha256_checksum": sha256(b"1")});
     let job_id = values.iter().find(|(name, _)| *name == "job_id").expect("a job").1;
     let request = |operation: &crate::openapi::Operation| {
@@ -359,6 +242,7 @@ fn requests(api: &Api, values: &[(&str, &str)]) -> Vec<(String, reqwest::Request
         let method = Method::from_bytes(operation.method.as_bytes()).unwrap();
         let request = api.request(method, &path);
         let request = match operation.id() {
+            "upload_file" => put(api, file_form("a.txt", b"1")),
             "get_upload_links" => request.json(&file),
             "complete_multipart_upload" => {
                 request.json(&json!({"client_file": file, "uploaded_parts": {"parts": []}}))
@@ -427,7 +311,7 @@ async fn nothing_is_open_to_strangers() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(open.iter().collect::<Vec<_>>(), ["get_service_metadata"]);
+    assert_eq!(open.iter().collect::<Vec<_>>(), ["get_service_metadata", "get_service_state"]);
     app.stop().await;
 }
 
@@ -560,19 +444,21 @@ async fn what_a_job_used_stays_in_the_books() {
 #[tokio::test]
 async fn a_slash_too_many_leads_back() {
     let app = TestApp::start().await;
-    for (method, path, location) in [
-        (Method::GET, "/v0/me/", "/v0/me"),
-        (Method::GET, "/v0/files:search/?limit=3&offset=1", "/v0/files:search?limit=3&offset=1"),
-        (Method::POST, "/v0/files/content/", "/v0/files/content"),
-        (
-            Method::GET,
-            "/v0/solvers/simcore%2Fservices%2Fcomp%2Fa/latest/",
-            "/v0/solvers/simcore%2Fservices%2Fcomp%2Fa/latest",
-        ),
-    ] {
-        let answer = answer(app.request(method, path)).await;
-        assert_eq!(answer.status, 307, "{answer}");
-        assert_eq!(answer.header(&LOCATION), Some(location));
+    let id = JobId::new().to_string();
+    let ids =
+        ["job_id", "file_id", "wallet_id", "licensed_item_id", "study_id"].map(|name| (name, &*id));
+    for key in [SLEEPER.to_owned(), SLEEPER.replace('/', "%2F")] {
+        let values = [&[("solver_key", &*key), ("version", "2.1.6")], &ids[..]].concat();
+        for (operation, request) in requests(&app, &values) {
+            let request = request.build().unwrap();
+            let path = request.url().path();
+            for query in ["", "?limit=3&a=b%2Fc"] {
+                let with_slash = app.request(request.method().clone(), &format!("{path}/{query}"));
+                let answer = answer(with_slash).await;
+                assert_eq!(answer.status, 307, "{operation}: {answer}");
+                assert_eq!(answer.header(&LOCATION), Some(&*format!("{path}{query}")));
+            }
+        }
     }
     app.stop().await;
 }
@@ -815,6 +701,8 @@ async fn the_service_tells_about_itself() {
     let health = answer(app.anonymous(Method::GET, "/health")).await;
     assert_eq!(health.status, 200);
     assert!(health.text().contains("is healthy"), "{health}");
+    let alive = answer(app.anonymous(Method::GET, "/v0/")).await;
+    assert!(alive.status == 200 && alive.text().starts_with("solverd@20"), "{alive}");
     let served = answer(app.anonymous(Method::GET, "/openapi.json")).await;
     assert_eq!(served.json(), document());
 

@@ -3,6 +3,8 @@
 
 mod contract;
 mod dispatch;
+mod errors;
+mod forms;
 mod http;
 mod limits;
 mod openapi;

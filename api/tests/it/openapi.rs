@@ -1,6 +1,6 @@
 //! The OpenAPI document: it is the committed one, and it says everything that users and generated clients need.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, sync::LazyLock};
 
 use serde_json::Value as Json;
 
@@ -25,7 +25,12 @@ impl Operation {
 }
 
 /// All operations of the document.
-pub(crate) fn operations() -> Vec<Operation> {
+pub(crate) fn operations() -> &'static [Operation] {
+    static OPERATIONS: LazyLock<Vec<Operation>> = LazyLock::new(read_operations);
+    &OPERATIONS
+}
+
+fn read_operations() -> Vec<Operation> {
     let mut operations = Vec::new();
     for (path, item) in document()["paths"].as_object().unwrap() {
         for (method, definition) in item.as_object().unwrap() {
@@ -91,7 +96,7 @@ fn every_operation_is_documented() {
     let says = |value: &Json| value.as_str().is_some_and(|text| !text.trim().is_empty());
     let (mut missing, mut ids) = (Vec::new(), BTreeSet::new());
     for operation in operations() {
-        let Operation { method, path, definition } = &operation;
+        let Operation { method, path, definition } = operation;
         let mut need = |holds: bool, what: String| {
             if !holds {
                 missing.push(format!("{method} {path}: {what}"));

@@ -32,8 +32,8 @@ use tokio::task::JoinSet;
 use crate::support::env;
 
 /// A database that nobody else uses.
-struct Fresh {
-    url: String,
+pub(crate) struct Fresh {
+    pub(crate) url: String,
     place: Place,
 }
 
@@ -43,7 +43,7 @@ enum Place {
 }
 
 impl Fresh {
-    fn sqlite() -> Self {
+    pub(crate) fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", folder.path().join("store.db").display());
         Self { url, place: Place::Folder(folder) }
@@ -51,7 +51,7 @@ impl Fresh {
 
     /// `None` where there is no server and nobody insists on one.
     #[expect(clippy::print_stderr, reason = "nothing is skipped silently")]
-    async fn postgres() -> Option<Self> {
+    pub(crate) async fn postgres() -> Option<Self> {
         let Some(server) = env("SOLVERD_TEST_POSTGRES_URL") else {
             assert!(
                 env("REQUIRE_POSTGRES").is_none(),
@@ -68,7 +68,7 @@ impl Fresh {
     }
 
     /// Gives the opened database to a test, and removes it however the test ends.
-    async fn run(self, test: impl AsyncFnOnce(Db)) {
+    pub(crate) async fn run(self, test: impl AsyncFnOnce(Db)) {
         let db = Db::open(&self.url).await.unwrap();
         let result = AssertUnwindSafe(test(db.clone())).catch_unwind().await;
         db.close().await;
@@ -127,6 +127,7 @@ on_both! {
     racing_publications_of_a_release_are_one,
     releases_are_in_the_order_of_their_versions,
     an_upload_is_no_file_until_it_is_complete,
+    old_uploads_are_found_until_they_end,
     files_are_seen_by_their_owner_only,
     files_are_found_by_content_and_id,
     outputs_are_files_that_no_list_shows,
@@ -460,6 +461,30 @@ async fn an_upload_is_no_file_until_it_is_complete(db: Db) {
     assert_not_found(db.file_or_upload(upload.id, owner).await);
     assert_not_found(db.file_remove(upload.id, owner).await);
     assert_not_found(db.file_complete(upload.id, owner, "tag", at).await);
+}
+
+async fn old_uploads_are_found_until_they_end(db: Db) {
+    let owner = user(&db, "ada@example.org").await.id;
+    let begin = now();
+    let mut uploads = Vec::new();
+    for age in [1, 3, 2, 4] {
+        let upload = File { created_at: after(begin, -age), ..upload(owner, "a") };
+        db.file_add(&upload).await.unwrap();
+        uploads.push(upload);
+    }
+    db.file_complete(uploads[3].id, owner, "tag", now()).await.unwrap();
+    let old = async |limit| {
+        let found = db.uploads_begun_before(after(begin, -1), limit).await.unwrap();
+        found.iter().map(|file| file.id).collect::<Vec<_>>()
+    };
+    assert_eq!(old(9).await, [uploads[1].id, uploads[2].id], "the oldest first");
+    assert_eq!(old(1).await, [uploads[1].id]);
+    assert!(db.upload_remove(uploads[1].id, owner).await.unwrap());
+    for gone in [&uploads[1], &uploads[3]] {
+        assert!(!db.upload_remove(gone.id, owner).await.unwrap(), "gone, or a file by now");
+    }
+    assert_eq!(old(9).await, [uploads[2].id]);
+    assert_eq!(db.files_all(owner).await.unwrap().len(), 1);
 }
 
 async fn files_are_seen_by_their_owner_only(db: Db) {
@@ -1265,6 +1290,12 @@ async fn a_step_has_one_job(db: Db) {
     for filter in [JobFilter::default(), of_release("1.0.0")] {
         let (page, total) = db.jobs_list(owner, &filter, newest(9, 0)).await.unwrap();
         assert_eq!((page.len(), page[0].id, total), (1, whole.job.id, 1));
+    }
+    // But it is listed where the steps are asked for.
+    for (parent, found) in [(whole.job.id, vec![child.id]), (child.id, vec![])] {
+        let filter = JobFilter { parent: Some(parent), ..of_release("1.0.0") };
+        let (page, total) = db.jobs_list(owner, &filter, newest(9, 0)).await.unwrap();
+        assert_eq!((ids(&page), total), (found.clone(), i64::try_from(found.len()).unwrap()));
     }
     db.job_claim(child.id, &lease("j"), now()).await.unwrap().unwrap();
     changes.wait().await;

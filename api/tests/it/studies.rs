@@ -21,7 +21,7 @@ pub(crate) fn example(name: &str) -> Json {
 }
 
 /// A study of sleepers whose steps are named with what feeds `input_2` to `input_4`.
-fn study(steps: &Json) -> Json {
+pub(crate) fn study(steps: &Json) -> Json {
     let step = |(name, inputs): (&String, &Json)| json!({"name": name, "solver": "simcore/services/comp/itis/sleeper", "version": "3.0.0", "inputs": inputs});
     let steps: Vec<_> = steps.as_object().unwrap().iter().map(step).collect();
     let seconds =
@@ -71,7 +71,7 @@ async fn greedy() -> Release {
 }
 
 /// The sleeper as version 3.0.0, taking little.
-async fn modest() -> Release {
+pub(crate) async fn modest() -> Release {
     sleeper_with("3.0.0", Resources { nano_cpus: 100_000_000, memory_bytes: 64 << 20 }).await
 }
 
@@ -122,6 +122,26 @@ async fn a_chain_runs_from_file_to_file() {
     let listed = app.get("/v0/jobs").await.json();
     let id = job.rsplit('/').next().unwrap();
     assert_eq!((&listed["total"], text(&listed, "/items/0/id")), (&json!(1), id), "{listed:#}");
+    // The steps are listed where they are asked for: newest first, as all lists are, and with all other filters.
+    for (query, expected) in [
+        ("", &["second", "first"][..]),
+        ("&sort=created_at&limit=1", &["first"]),
+        ("&offset=1", &["first"]),
+        ("&state=SUCCESS&solver=*/sleeper", &["second", "first"]),
+        ("&state=FAILED", &[]),
+    ] {
+        let listed = app.get(&format!("/v0/jobs?parent={id}{query}")).await.json();
+        let step = |job: &Json| {
+            let step = children.iter().find(|step| step.id.to_string() == text(job, "/id"));
+            step.and_then(|step| step.step.clone()).unwrap()
+        };
+        let steps: Vec<_> = listed["items"].as_array().unwrap().iter().map(step).collect();
+        assert_eq!(steps, expected, "{query}: {listed:#}");
+    }
+    let of_step = app.get(&format!("/v0/jobs?parent={}", children[0].id)).await.json();
+    assert_eq!(of_step["total"], 0, "it has no steps itself");
+    let bob = app.add_user("bob@example.org").await;
+    assert_eq!(bob.get(&format!("/v0/jobs?parent={id}")).await.status, 404);
     let definition = example("sleeper_test_study");
     let (key, version) = (text(&definition, "/key"), text(&definition, "/version"));
     let release = format!("/v0/solvers/{key}/releases/{version}");

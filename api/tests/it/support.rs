@@ -77,10 +77,11 @@ pub(crate) fn settings(data: &Path, flags: &[&str]) -> Settings {
     }
     let data = data.to_str().unwrap();
     let fixed = ["it", "--listen=127.0.0.1:0", "--data-dir", data];
-    let port = Some(&"--s3-listen=127.0.0.1:0")
-        .filter(|_| !flags.iter().any(|flag| flag.starts_with("--s3-listen")));
+    let named = |name: &str| flags.iter().any(|flag| flag.starts_with(name));
+    let port = Some(&"--s3-listen=127.0.0.1:0").filter(|_| !named("--s3-listen"));
     let parsed = Cli::try_parse_from(fixed.iter().chain(port).chain(flags)).unwrap().settings;
-    Settings { config: None, public_url: None, database_url: None, ..parsed }
+    let database_url = parsed.database_url.clone().filter(|_| named("--database-url"));
+    Settings { config: None, public_url: None, database_url, ..parsed }
 }
 
 /// The flags that make [`login`]'s user.

@@ -20,7 +20,7 @@ static DOCUMENT: LazyLock<Json> = LazyLock::new(document);
 
 /// Method, pattern of the path, place of the operation in the document; the most literal paths first.
 static OPERATIONS: LazyLock<Vec<(String, Regex, String)>> = LazyLock::new(|| {
-    let mut all = operations();
+    let mut all: Vec<_> = operations().iter().collect();
     all.sort_by_key(|operation| (operation.path.matches('{').count(), operation.path.clone()));
     let pattern = |path: &str| {
         let escaped = regex::escape(path).replace(r"\{solver_key\}", ".+");
@@ -51,17 +51,28 @@ fn validator(place: &str) -> Arc<Validator> {
     compiled
 }
 
-/// Panics if an answer is not what the document says.
-pub(crate) fn check(method: &str, path: &str, answer: &Answer) {
-    if !path.starts_with("/v0/") {
-        return;
-    }
+/// The place of the operation in the document that answers such a request.
+fn place(method: &str, path: &str) -> Option<&'static str> {
     let decoded = percent_decode_str(path).decode_utf8_lossy();
     let found = OPERATIONS.iter().find(|(verb, pattern, _)| {
         verb == method && (pattern.is_match(path) || pattern.is_match(&decoded))
     });
+    found.map(|(.., place)| place.as_str())
+}
+
+/// The id of that operation.
+pub(crate) fn operation(method: &str, path: &str) -> Option<&'static str> {
+    DOCUMENT.pointer(&format!("{}/operationId", place(method, path)?))?.as_str()
+}
+
+/// Panics if an answer is not what the document says.
+pub(crate) fn check(method: &str, path: &str, answer: &Answer) {
+    // The sign of life is not part of the API.
+    if !path.starts_with("/v0/") || path == "/v0/" {
+        return;
+    }
     let status = answer.status.as_u16();
-    let Some((.., operation)) = found else {
+    let Some(operation) = place(method, path) else {
         // A path or a method that there is not; 307 leads to the one without the slash.
         assert!(matches!(status, 307 | 401 | 404 | 405 | 413), "{method} {path}: {answer}");
         if status != 307 && method != "HEAD" {

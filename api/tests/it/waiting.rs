@@ -8,7 +8,10 @@ use reqwest::{
 };
 use serde_json::{Value as Json, json};
 
-use crate::support::{Answer, Api, TestApp, answer, sleeper, text};
+use crate::{
+    studies,
+    support::{Answer, Api, TestApp, answer, sleeper, text},
+};
 
 const APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
@@ -21,28 +24,34 @@ async fn inspect(api: &Api, job: &str, prefer: &str) -> Answer {
 async fn a_wait_ends_with_news_or_with_its_time() {
     let app = TestApp::start().await;
     let release = app.publish(sleeper().await).await;
-    let job = app.create(&release, json!({"input_2": 1})).await;
+    wait_for_news(&app, &app.create(&release, json!({"input_2": 1})).await).await;
+    let definition = studies::study(&json!({"only": {"input_2": {"value": 1}}}));
+    let study = studies::publish(&app, studies::modest().await, &definition).await;
+    let job = app.post_json(&format!("{study}/jobs"), &json!({"values": {}})).await.json();
+    wait_for_news(&app, &format!("{study}/jobs/{}", text(&job, "/id"))).await;
+    app.stop().await;
+}
 
+/// Waits in all ways for a job that was not started.
+async fn wait_for_news(app: &Api, job: &str) {
     let begun = Instant::now();
-    let waited = inspect(&app, &job, "wait=1").await;
+    let waited = inspect(app, job, "wait=1").await;
     assert!(begun.elapsed() >= Duration::from_secs(1), "nothing has happened");
     assert_eq!(
         (waited.header(&APPLIED), &waited.json()["state"]),
         (Some("wait=1"), &json!("NOT_STARTED"))
     );
-    let unread = inspect(&app, &job, "wait=soon").await;
+    let unread = inspect(app, job, "wait=soon").await;
     assert_eq!((unread.status.as_u16(), unread.header(&APPLIED)), (200, None));
     // Whoever says what they saw last is told at once what they have missed.
-    let missed = inspect(&app, &job, "wait=60; state=STARTED").await;
+    let missed = inspect(app, job, "wait=60; state=STARTED").await;
     assert_eq!(missed.json()["state"], "NOT_STARTED");
-    let got = answer(app.request(Method::GET, &job).header("Prefer", "wait=100; progress=7")).await;
-    assert_eq!((got.header(&APPLIED), got.json()), (Some("wait=60"), app.get(&job).await.json()));
+    let got = answer(app.request(Method::GET, job).header("Prefer", "wait=100; progress=7")).await;
+    assert_eq!((got.header(&APPLIED), got.json()), (Some("wait=60"), app.get(job).await.json()));
 
     let start = format!("{job}:start");
-    let (first, started) = tokio::join!(
-        inspect(&app, &job, "wait=30; state=NOT_STARTED; progress=0"),
-        app.post(&start)
-    );
+    let (first, started) =
+        tokio::join!(inspect(app, job, "wait=30; state=NOT_STARTED; progress=0"), app.post(&start));
     assert_eq!(started.status, 202);
     assert_ne!(first.json()["state"], "NOT_STARTED", "{first}");
     let mut seen = vec![first.json()];
@@ -50,15 +59,14 @@ async fn a_wait_ends_with_news_or_with_its_time() {
         let last = &seen[seen.len() - 1];
         let known =
             format!("wait=30; state={}; progress={}", text(last, "/state"), last["progress"]);
-        let next = inspect(&app, &job, &known).await.json();
+        let next = inspect(app, job, &known).await.json();
         assert_ne!((&next["state"], &next["progress"]), (&last["state"], &last["progress"]));
         seen.push(next);
     }
     assert_eq!(seen[seen.len() - 1]["state"], "SUCCESS", "{seen:#?}");
     let begun = Instant::now();
-    inspect(&app, &job, "wait=60").await;
+    inspect(app, job, "wait=60").await;
     assert!(begun.elapsed() < Duration::from_secs(20), "nothing more will happen");
-    app.stop().await;
 }
 
 /// An event as a client sees it.

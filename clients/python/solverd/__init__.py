@@ -36,6 +36,7 @@ __all__ = [
     "ApiAttributeError",
     "ApiException",
     "AbortUpload",
+    "AppStatusCheck",
     "BatchGetJobMetadataResponse",
     "CallbackState",
     "CallbackStatus",
@@ -94,6 +95,7 @@ __all__ = [
     "ProfileUpdate",
     "RunningState",
     "ServicePricingPlanGetLegacy",
+    "ServiceStatus",
     "Solver",
     "SolverPort",
     "Study",
@@ -133,6 +135,7 @@ from solverd.exceptions import ApiException as ApiException
 
 # import models into sdk package
 from solverd.models.abort_upload import AbortUpload as AbortUpload
+from solverd.models.app_status_check import AppStatusCheck as AppStatusCheck
 from solverd.models.batch_get_job_metadata_response import BatchGetJobMetadataResponse as BatchGetJobMetadataResponse
 from solverd.models.callback_state import CallbackState as CallbackState
 from solverd.models.callback_status import CallbackStatus as CallbackStatus
@@ -191,6 +194,7 @@ from solverd.models.profile import Profile as Profile
 from solverd.models.profile_update import ProfileUpdate as ProfileUpdate
 from solverd.models.running_state import RunningState as RunningState
 from solverd.models.service_pricing_plan_get_legacy import ServicePricingPlanGetLegacy as ServicePricingPlanGetLegacy
+from solverd.models.service_status import ServiceStatus as ServiceStatus
 from solverd.models.solver import Solver as Solver
 from solverd.models.solver_port import SolverPort as SolverPort
 from solverd.models.study import Study as Study

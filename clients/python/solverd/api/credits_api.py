@@ -87,10 +87,6 @@ class CreditsApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "GetCreditPriceLegacy",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
-            '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
             '500': "ErrorGet",
@@ -160,10 +156,6 @@ class CreditsApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "GetCreditPriceLegacy",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
-            '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
             '500': "ErrorGet",
@@ -233,10 +225,6 @@ class CreditsApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "GetCreditPriceLegacy",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
-            '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
             '500': "ErrorGet",

@@ -739,8 +739,6 @@ class FilesApi:
             '200': "object",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -816,8 +814,6 @@ class FilesApi:
             '200': "object",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -893,8 +889,6 @@ class FilesApi:
             '200': "object",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1031,8 +1025,6 @@ class FilesApi:
             '307': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1109,8 +1101,6 @@ class FilesApi:
             '307': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1187,8 +1177,6 @@ class FilesApi:
             '307': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1324,8 +1312,6 @@ class FilesApi:
             '200': "FileRef",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1400,8 +1386,6 @@ class FilesApi:
             '200': "FileRef",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1476,8 +1460,6 @@ class FilesApi:
             '200': "FileRef",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1612,7 +1594,6 @@ class FilesApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "ClientFileUploadData",
             '401': "ErrorGet",
-            '404': "ErrorGet",
             '408': "ErrorGet",
             '413': "ErrorGet",
             '422': "ErrorGet",
@@ -1689,7 +1670,6 @@ class FilesApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "ClientFileUploadData",
             '401': "ErrorGet",
-            '404': "ErrorGet",
             '408': "ErrorGet",
             '413': "ErrorGet",
             '422': "ErrorGet",
@@ -1766,7 +1746,6 @@ class FilesApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "ClientFileUploadData",
             '401': "ErrorGet",
-            '404': "ErrorGet",
             '408': "ErrorGet",
             '413': "ErrorGet",
             '422': "ErrorGet",
@@ -1912,10 +1891,6 @@ class FilesApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "List[FileRef]",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
-            '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
             '500': "ErrorGet",
@@ -1985,10 +1960,6 @@ class FilesApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "List[FileRef]",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
-            '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
             '500': "ErrorGet",
@@ -2058,10 +2029,6 @@ class FilesApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "List[FileRef]",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
-            '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
             '500': "ErrorGet",
@@ -2204,9 +2171,6 @@ class FilesApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "PageFileRef",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2293,9 +2257,6 @@ class FilesApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "PageFileRef",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2382,9 +2343,6 @@ class FilesApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "PageFileRef",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2465,6 +2423,307 @@ class FilesApi:
         return self.api_client.param_serialize(
             method='GET',
             resource_path='/v0/files:search',
+            path_params=_path_params,
+            query_params=_query_params,
+            header_params=_header_params,
+            body=_body_params,
+            post_params=_form_params,
+            files=_files,
+            auth_settings=_auth_settings,
+            collection_formats=_collection_formats,
+            _host=_host,
+            _request_auth=_request_auth
+        )
+
+
+
+
+    @validate_call
+    def upload_file(
+        self,
+        file: Annotated[Union[StrictBytes, StrictStr, Tuple[StrictStr, StrictBytes]], Field(description="The content, with the name of the file.")],
+        _request_timeout: Union[
+            None,
+            Annotated[StrictFloat, Field(gt=0)],
+            Tuple[
+                Annotated[StrictFloat, Field(gt=0)],
+                Annotated[StrictFloat, Field(gt=0)]
+            ]
+        ] = None,
+        _request_auth: Optional[Dict[StrictStr, Any]] = None,
+        _content_type: Optional[StrictStr] = None,
+        _headers: Optional[Dict[StrictStr, Any]] = None,
+        _host_index: Annotated[StrictInt, Field(ge=0, le=0)] = 0,
+    ) -> FileRef:
+        """Upload a file in one request.
+
+        A form with one field, `file`. Large files had better be sent by links, in parts that can be repeated: see `POST /v0/files/content`. A request that breaks off leaves nothing behind.
+
+        :param file: The content, with the name of the file. (required)
+        :type file: bytes
+        :param _request_timeout: timeout setting for this request. If one
+                                 number provided, it will be total request
+                                 timeout. It can also be a pair (tuple) of
+                                 (connection, read) timeouts.
+        :type _request_timeout: int, tuple(int, int), optional
+        :param _request_auth: set to override the auth_settings for an a single
+                              request; this effectively ignores the
+                              authentication in the spec for a single request.
+        :type _request_auth: dict, optional
+        :param _content_type: force content-type for the request.
+        :type _content_type: str, Optional
+        :param _headers: set to override the headers for a single
+                         request; this effectively ignores the headers
+                         in the spec for a single request.
+        :type _headers: dict, optional
+        :param _host_index: set to override the host_index for a single
+                            request; this effectively ignores the host_index
+                            in the spec for a single request.
+        :type _host_index: int, optional
+        :return: Returns the result object.
+        """ # noqa: E501
+
+        _param = self._upload_file_serialize(
+            file=file,
+            _request_auth=_request_auth,
+            _content_type=_content_type,
+            _headers=_headers,
+            _host_index=_host_index
+        )
+
+        _response_types_map: Dict[str, Optional[str]] = {
+            '200': "FileRef",
+            '401': "ErrorGet",
+            '408': "ErrorGet",
+            '413': "ErrorGet",
+            '422': "ErrorGet",
+            '429': "ErrorGet",
+            '431': "ErrorGet",
+            '500': "ErrorGet",
+            '502': "ErrorGet",
+            '503': "ErrorGet",
+        }
+        response_data = self.api_client.call_api(
+            *_param,
+            _request_timeout=_request_timeout
+        )
+        response_data.read()
+        return self.api_client.response_deserialize(
+            response_data=response_data,
+            response_types_map=_response_types_map,
+        ).data
+
+
+    @validate_call
+    def upload_file_with_http_info(
+        self,
+        file: Annotated[Union[StrictBytes, StrictStr, Tuple[StrictStr, StrictBytes]], Field(description="The content, with the name of the file.")],
+        _request_timeout: Union[
+            None,
+            Annotated[StrictFloat, Field(gt=0)],
+            Tuple[
+                Annotated[StrictFloat, Field(gt=0)],
+                Annotated[StrictFloat, Field(gt=0)]
+            ]
+        ] = None,
+        _request_auth: Optional[Dict[StrictStr, Any]] = None,
+        _content_type: Optional[StrictStr] = None,
+        _headers: Optional[Dict[StrictStr, Any]] = None,
+        _host_index: Annotated[StrictInt, Field(ge=0, le=0)] = 0,
+    ) -> ApiResponse[FileRef]:
+        """Upload a file in one request.
+
+        A form with one field, `file`. Large files had better be sent by links, in parts that can be repeated: see `POST /v0/files/content`. A request that breaks off leaves nothing behind.
+
+        :param file: The content, with the name of the file. (required)
+        :type file: bytes
+        :param _request_timeout: timeout setting for this request. If one
+                                 number provided, it will be total request
+                                 timeout. It can also be a pair (tuple) of
+                                 (connection, read) timeouts.
+        :type _request_timeout: int, tuple(int, int), optional
+        :param _request_auth: set to override the auth_settings for an a single
+                              request; this effectively ignores the
+                              authentication in the spec for a single request.
+        :type _request_auth: dict, optional
+        :param _content_type: force content-type for the request.
+        :type _content_type: str, Optional
+        :param _headers: set to override the headers for a single
+                         request; this effectively ignores the headers
+                         in the spec for a single request.
+        :type _headers: dict, optional
+        :param _host_index: set to override the host_index for a single
+                            request; this effectively ignores the host_index
+                            in the spec for a single request.
+        :type _host_index: int, optional
+        :return: Returns the result object.
+        """ # noqa: E501
+
+        _param = self._upload_file_serialize(
+            file=file,
+            _request_auth=_request_auth,
+            _content_type=_content_type,
+            _headers=_headers,
+            _host_index=_host_index
+        )
+
+        _response_types_map: Dict[str, Optional[str]] = {
+            '200': "FileRef",
+            '401': "ErrorGet",
+            '408': "ErrorGet",
+            '413': "ErrorGet",
+            '422': "ErrorGet",
+            '429': "ErrorGet",
+            '431': "ErrorGet",
+            '500': "ErrorGet",
+            '502': "ErrorGet",
+            '503': "ErrorGet",
+        }
+        response_data = self.api_client.call_api(
+            *_param,
+            _request_timeout=_request_timeout
+        )
+        response_data.read()
+        return self.api_client.response_deserialize(
+            response_data=response_data,
+            response_types_map=_response_types_map,
+        )
+
+
+    @validate_call
+    def upload_file_without_preload_content(
+        self,
+        file: Annotated[Union[StrictBytes, StrictStr, Tuple[StrictStr, StrictBytes]], Field(description="The content, with the name of the file.")],
+        _request_timeout: Union[
+            None,
+            Annotated[StrictFloat, Field(gt=0)],
+            Tuple[
+                Annotated[StrictFloat, Field(gt=0)],
+                Annotated[StrictFloat, Field(gt=0)]
+            ]
+        ] = None,
+        _request_auth: Optional[Dict[StrictStr, Any]] = None,
+        _content_type: Optional[StrictStr] = None,
+        _headers: Optional[Dict[StrictStr, Any]] = None,
+        _host_index: Annotated[StrictInt, Field(ge=0, le=0)] = 0,
+    ) -> RESTResponseType:
+        """Upload a file in one request.
+
+        A form with one field, `file`. Large files had better be sent by links, in parts that can be repeated: see `POST /v0/files/content`. A request that breaks off leaves nothing behind.
+
+        :param file: The content, with the name of the file. (required)
+        :type file: bytes
+        :param _request_timeout: timeout setting for this request. If one
+                                 number provided, it will be total request
+                                 timeout. It can also be a pair (tuple) of
+                                 (connection, read) timeouts.
+        :type _request_timeout: int, tuple(int, int), optional
+        :param _request_auth: set to override the auth_settings for an a single
+                              request; this effectively ignores the
+                              authentication in the spec for a single request.
+        :type _request_auth: dict, optional
+        :param _content_type: force content-type for the request.
+        :type _content_type: str, Optional
+        :param _headers: set to override the headers for a single
+                         request; this effectively ignores the headers
+                         in the spec for a single request.
+        :type _headers: dict, optional
+        :param _host_index: set to override the host_index for a single
+                            request; this effectively ignores the host_index
+                            in the spec for a single request.
+        :type _host_index: int, optional
+        :return: Returns the result object.
+        """ # noqa: E501
+
+        _param = self._upload_file_serialize(
+            file=file,
+            _request_auth=_request_auth,
+            _content_type=_content_type,
+            _headers=_headers,
+            _host_index=_host_index
+        )
+
+        _response_types_map: Dict[str, Optional[str]] = {
+            '200': "FileRef",
+            '401': "ErrorGet",
+            '408': "ErrorGet",
+            '413': "ErrorGet",
+            '422': "ErrorGet",
+            '429': "ErrorGet",
+            '431': "ErrorGet",
+            '500': "ErrorGet",
+            '502': "ErrorGet",
+            '503': "ErrorGet",
+        }
+        response_data = self.api_client.call_api(
+            *_param,
+            _request_timeout=_request_timeout
+        )
+        return response_data.response
+
+
+    def _upload_file_serialize(
+        self,
+        file,
+        _request_auth,
+        _content_type,
+        _headers,
+        _host_index,
+    ) -> RequestSerialized:
+
+        _host = None
+
+        _collection_formats: Dict[str, str] = {
+        }
+
+        _path_params: Dict[str, str] = {}
+        _query_params: List[Tuple[str, str]] = []
+        _header_params: Dict[str, Optional[str]] = _headers or {}
+        _form_params: List[Tuple[str, str]] = []
+        _files: Dict[
+            str, Union[str, bytes, List[str], List[bytes], List[Tuple[str, bytes]]]
+        ] = {}
+        _body_params: Optional[bytes] = None
+
+        # process the path parameters
+        # process the query parameters
+        # process the header parameters
+        # process the form parameters
+        if file is not None:
+            _files['file'] = file
+        # process the body parameter
+
+
+        # set the HTTP header `Accept`
+        if 'Accept' not in _header_params:
+            _header_params['Accept'] = self.api_client.select_header_accept(
+                [
+                    'application/json'
+                ]
+            )
+
+        # set the HTTP header `Content-Type`
+        if _content_type:
+            _header_params['Content-Type'] = _content_type
+        else:
+            _default_content_type = (
+                self.api_client.select_header_content_type(
+                    [
+                        'multipart/form-data'
+                    ]
+                )
+            )
+            if _default_content_type is not None:
+                _header_params['Content-Type'] = _default_content_type
+
+        # authentication setting
+        _auth_settings: List[str] = [
+            'basic'
+        ]
+
+        return self.api_client.param_serialize(
+            method='PUT',
+            resource_path='/v0/files/content',
             path_params=_path_params,
             query_params=_query_params,
             header_params=_header_params,

@@ -112,8 +112,6 @@ class JobsApi:
             '200': "BatchGetJobMetadataResponse",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -189,8 +187,6 @@ class JobsApi:
             '200': "BatchGetJobMetadataResponse",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -266,8 +262,6 @@ class JobsApi:
             '200': "BatchGetJobMetadataResponse",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -813,9 +807,7 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -899,9 +891,7 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -985,9 +975,7 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1137,9 +1125,7 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1223,9 +1209,7 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1309,9 +1293,7 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1399,6 +1381,7 @@ class JobsApi:
     @validate_call
     def find_jobs(
         self,
+        parent: Annotated[Optional[UUID], Field(description="The jobs of this job's steps; otherwise jobs that are no steps of others.")] = None,
         solver: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of solvers whose key matches; `*` is any text, `?` any character.")] = None,
         version: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of releases whose version matches, likewise.")] = None,
         state: Annotated[Optional[List[RunningState]], Field(description="Jobs in one of these states.")] = None,
@@ -1423,8 +1406,10 @@ class JobsApi:
     ) -> PageJobWithStatus:
         """Find jobs.
 
-        Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first.
+        Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first. The jobs of a job's steps are listed only if `parent` asks for them.
 
+        :param parent: The jobs of this job's steps; otherwise jobs that are no steps of others.
+        :type parent: UUID
         :param solver: Jobs of solvers whose key matches; `*` is any text, `?` any character.
         :type solver: str
         :param version: Jobs of releases whose version matches, likewise.
@@ -1466,6 +1451,7 @@ class JobsApi:
         """ # noqa: E501
 
         _param = self._find_jobs_serialize(
+            parent=parent,
             solver=solver,
             version=version,
             state=state,
@@ -1485,8 +1471,6 @@ class JobsApi:
             '200': "PageJobWithStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1508,6 +1492,7 @@ class JobsApi:
     @validate_call
     def find_jobs_with_http_info(
         self,
+        parent: Annotated[Optional[UUID], Field(description="The jobs of this job's steps; otherwise jobs that are no steps of others.")] = None,
         solver: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of solvers whose key matches; `*` is any text, `?` any character.")] = None,
         version: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of releases whose version matches, likewise.")] = None,
         state: Annotated[Optional[List[RunningState]], Field(description="Jobs in one of these states.")] = None,
@@ -1532,8 +1517,10 @@ class JobsApi:
     ) -> ApiResponse[PageJobWithStatus]:
         """Find jobs.
 
-        Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first.
+        Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first. The jobs of a job's steps are listed only if `parent` asks for them.
 
+        :param parent: The jobs of this job's steps; otherwise jobs that are no steps of others.
+        :type parent: UUID
         :param solver: Jobs of solvers whose key matches; `*` is any text, `?` any character.
         :type solver: str
         :param version: Jobs of releases whose version matches, likewise.
@@ -1575,6 +1562,7 @@ class JobsApi:
         """ # noqa: E501
 
         _param = self._find_jobs_serialize(
+            parent=parent,
             solver=solver,
             version=version,
             state=state,
@@ -1594,8 +1582,6 @@ class JobsApi:
             '200': "PageJobWithStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1617,6 +1603,7 @@ class JobsApi:
     @validate_call
     def find_jobs_without_preload_content(
         self,
+        parent: Annotated[Optional[UUID], Field(description="The jobs of this job's steps; otherwise jobs that are no steps of others.")] = None,
         solver: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of solvers whose key matches; `*` is any text, `?` any character.")] = None,
         version: Annotated[Optional[Annotated[str, Field(strict=True, max_length=512)]], Field(description="Jobs of releases whose version matches, likewise.")] = None,
         state: Annotated[Optional[List[RunningState]], Field(description="Jobs in one of these states.")] = None,
@@ -1641,8 +1628,10 @@ class JobsApi:
     ) -> RESTResponseType:
         """Find jobs.
 
-        Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first.
+        Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first. The jobs of a job's steps are listed only if `parent` asks for them.
 
+        :param parent: The jobs of this job's steps; otherwise jobs that are no steps of others.
+        :type parent: UUID
         :param solver: Jobs of solvers whose key matches; `*` is any text, `?` any character.
         :type solver: str
         :param version: Jobs of releases whose version matches, likewise.
@@ -1684,6 +1673,7 @@ class JobsApi:
         """ # noqa: E501
 
         _param = self._find_jobs_serialize(
+            parent=parent,
             solver=solver,
             version=version,
             state=state,
@@ -1703,8 +1693,6 @@ class JobsApi:
             '200': "PageJobWithStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1721,6 +1709,7 @@ class JobsApi:
 
     def _find_jobs_serialize(
         self,
+        parent,
         solver,
         version,
         state,
@@ -1754,6 +1743,10 @@ class JobsApi:
 
         # process the path parameters
         # process the query parameters
+        if parent is not None:
+            
+            _query_params.append(('parent', parent))
+            
         if solver is not None:
             
             _query_params.append(('solver', solver))
@@ -1914,8 +1907,6 @@ class JobsApi:
             '200': "Job",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2003,8 +1994,6 @@ class JobsApi:
             '200': "Job",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2092,8 +2081,6 @@ class JobsApi:
             '200': "Job",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2536,8 +2523,6 @@ class JobsApi:
             '200': "JobMetadata",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2620,8 +2605,6 @@ class JobsApi:
             '200': "JobMetadata",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2704,8 +2687,6 @@ class JobsApi:
             '200': "JobMetadata",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2852,8 +2833,6 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2934,8 +2913,6 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3016,8 +2993,6 @@ class JobsApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3166,8 +3141,6 @@ class JobsApi:
             '307': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3252,8 +3225,6 @@ class JobsApi:
             '307': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3338,8 +3309,6 @@ class JobsApi:
             '307': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3489,9 +3458,7 @@ class JobsApi:
             '200': "JobOutputs",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3574,9 +3541,7 @@ class JobsApi:
             '200': "JobOutputs",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3659,9 +3624,7 @@ class JobsApi:
             '200': "JobOutputs",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3811,8 +3774,6 @@ class JobsApi:
             '200': "PricingUnitGetLegacy",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3896,8 +3857,6 @@ class JobsApi:
             '200': "PricingUnitGetLegacy",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3981,8 +3940,6 @@ class JobsApi:
             '200': "PricingUnitGetLegacy",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4131,8 +4088,6 @@ class JobsApi:
             '200': "WalletGetWithAvailableCreditsLegacy",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4215,8 +4170,6 @@ class JobsApi:
             '200': "WalletGetWithAvailableCreditsLegacy",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4299,8 +4252,6 @@ class JobsApi:
             '200': "WalletGetWithAvailableCreditsLegacy",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4450,8 +4401,6 @@ class JobsApi:
             '200': "bytes",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4535,8 +4484,6 @@ class JobsApi:
             '200': "bytes",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4620,8 +4567,6 @@ class JobsApi:
             '200': "bytes",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4776,8 +4721,6 @@ class JobsApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4865,8 +4808,6 @@ class JobsApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4954,8 +4895,6 @@ class JobsApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5414,9 +5353,6 @@ class JobsApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "PageJob",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5502,9 +5438,6 @@ class JobsApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "PageJob",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5590,9 +5523,6 @@ class JobsApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "PageJob",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5751,8 +5681,6 @@ class JobsApi:
             '200': "List[Job]",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5832,8 +5760,6 @@ class JobsApi:
             '200': "List[Job]",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -5913,8 +5839,6 @@ class JobsApi:
             '200': "List[Job]",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -6064,8 +5988,6 @@ class JobsApi:
             '200': "PageJob",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -6152,8 +6074,6 @@ class JobsApi:
             '200': "PageJob",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -6240,8 +6160,6 @@ class JobsApi:
             '200': "PageJob",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -7116,8 +7034,6 @@ class JobsApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -7201,8 +7117,6 @@ class JobsApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -7286,8 +7200,6 @@ class JobsApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",

@@ -15,7 +15,7 @@ from pydantic import validate_call, Field, StrictFloat, StrictStr, StrictInt
 from typing import Any, Dict, List, Optional, Tuple, Union
 from typing_extensions import Annotated
 
-from pydantic import Field, StrictBool, field_validator
+from pydantic import Field, StrictBool, StrictStr, field_validator
 from typing import Optional
 from typing_extensions import Annotated
 from uuid import UUID
@@ -861,8 +861,6 @@ class StudiesApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -942,8 +940,6 @@ class StudiesApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1023,8 +1019,6 @@ class StudiesApi:
             '204': None,
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1162,8 +1156,6 @@ class StudiesApi:
             '200': "Study",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1238,8 +1230,6 @@ class StudiesApi:
             '200': "Study",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1314,8 +1304,6 @@ class StudiesApi:
             '200': "Study",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1399,6 +1387,7 @@ class StudiesApi:
         self,
         study_id: Annotated[UUID, Field(description="Identifies the study.")],
         job_id: Annotated[UUID, Field(description="Identifies the job.")],
+        prefer: Annotated[Optional[StrictStr], Field(description="`wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since. An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.")] = None,
         _request_timeout: Union[
             None,
             Annotated[StrictFloat, Field(gt=0)],
@@ -1414,11 +1403,14 @@ class StudiesApi:
     ) -> Job:
         """Get a study's job.
 
+        At once, or, with `Prefer: wait=N`, when its state or progress has changed; inspecting it tells which they are.
 
         :param study_id: Identifies the study. (required)
         :type study_id: UUID
         :param job_id: Identifies the job. (required)
         :type job_id: UUID
+        :param prefer: `wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since. An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.
+        :type prefer: str
         :param _request_timeout: timeout setting for this request. If one
                                  number provided, it will be total request
                                  timeout. It can also be a pair (tuple) of
@@ -1444,6 +1436,7 @@ class StudiesApi:
         _param = self._get_study_job_serialize(
             study_id=study_id,
             job_id=job_id,
+            prefer=prefer,
             _request_auth=_request_auth,
             _content_type=_content_type,
             _headers=_headers,
@@ -1454,8 +1447,6 @@ class StudiesApi:
             '200': "Job",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1479,6 +1470,7 @@ class StudiesApi:
         self,
         study_id: Annotated[UUID, Field(description="Identifies the study.")],
         job_id: Annotated[UUID, Field(description="Identifies the job.")],
+        prefer: Annotated[Optional[StrictStr], Field(description="`wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since. An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.")] = None,
         _request_timeout: Union[
             None,
             Annotated[StrictFloat, Field(gt=0)],
@@ -1494,11 +1486,14 @@ class StudiesApi:
     ) -> ApiResponse[Job]:
         """Get a study's job.
 
+        At once, or, with `Prefer: wait=N`, when its state or progress has changed; inspecting it tells which they are.
 
         :param study_id: Identifies the study. (required)
         :type study_id: UUID
         :param job_id: Identifies the job. (required)
         :type job_id: UUID
+        :param prefer: `wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since. An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.
+        :type prefer: str
         :param _request_timeout: timeout setting for this request. If one
                                  number provided, it will be total request
                                  timeout. It can also be a pair (tuple) of
@@ -1524,6 +1519,7 @@ class StudiesApi:
         _param = self._get_study_job_serialize(
             study_id=study_id,
             job_id=job_id,
+            prefer=prefer,
             _request_auth=_request_auth,
             _content_type=_content_type,
             _headers=_headers,
@@ -1534,8 +1530,6 @@ class StudiesApi:
             '200': "Job",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1559,6 +1553,7 @@ class StudiesApi:
         self,
         study_id: Annotated[UUID, Field(description="Identifies the study.")],
         job_id: Annotated[UUID, Field(description="Identifies the job.")],
+        prefer: Annotated[Optional[StrictStr], Field(description="`wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since. An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.")] = None,
         _request_timeout: Union[
             None,
             Annotated[StrictFloat, Field(gt=0)],
@@ -1574,11 +1569,14 @@ class StudiesApi:
     ) -> RESTResponseType:
         """Get a study's job.
 
+        At once, or, with `Prefer: wait=N`, when its state or progress has changed; inspecting it tells which they are.
 
         :param study_id: Identifies the study. (required)
         :type study_id: UUID
         :param job_id: Identifies the job. (required)
         :type job_id: UUID
+        :param prefer: `wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since. An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.
+        :type prefer: str
         :param _request_timeout: timeout setting for this request. If one
                                  number provided, it will be total request
                                  timeout. It can also be a pair (tuple) of
@@ -1604,6 +1602,7 @@ class StudiesApi:
         _param = self._get_study_job_serialize(
             study_id=study_id,
             job_id=job_id,
+            prefer=prefer,
             _request_auth=_request_auth,
             _content_type=_content_type,
             _headers=_headers,
@@ -1614,8 +1613,6 @@ class StudiesApi:
             '200': "Job",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1634,6 +1631,7 @@ class StudiesApi:
         self,
         study_id,
         job_id,
+        prefer,
         _request_auth,
         _content_type,
         _headers,
@@ -1661,6 +1659,8 @@ class StudiesApi:
             _path_params['job_id'] = job_id
         # process the query parameters
         # process the header parameters
+        if prefer is not None:
+            _header_params['Prefer'] = prefer
         # process the form parameters
         # process the body parameter
 
@@ -1757,8 +1757,6 @@ class StudiesApi:
             '200': "JobMetadata",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1837,8 +1835,6 @@ class StudiesApi:
             '200': "JobMetadata",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -1917,8 +1913,6 @@ class StudiesApi:
             '200': "JobMetadata",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2061,8 +2055,6 @@ class StudiesApi:
             '200': "JobLogsMap",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2142,8 +2134,6 @@ class StudiesApi:
             '200': "JobLogsMap",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2223,8 +2213,6 @@ class StudiesApi:
             '200': "JobLogsMap",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2366,9 +2354,7 @@ class StudiesApi:
             '200': "JobOutputs",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2447,9 +2433,7 @@ class StudiesApi:
             '200': "JobOutputs",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2528,9 +2512,7 @@ class StudiesApi:
             '200': "JobOutputs",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2617,6 +2599,7 @@ class StudiesApi:
         self,
         study_id: Annotated[UUID, Field(description="Identifies the study.")],
         job_id: Annotated[UUID, Field(description="Identifies the job.")],
+        prefer: Annotated[Optional[StrictStr], Field(description="`wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since. An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.")] = None,
         _request_timeout: Union[
             None,
             Annotated[StrictFloat, Field(gt=0)],
@@ -2632,12 +2615,14 @@ class StudiesApi:
     ) -> JobStatus:
         """Inspect a study's job.
 
-        Its state, progress and errors are made of those of its steps.
+        At once, or, with `Prefer: wait=N`, when there is news. Its state, progress and errors are made of those of its steps.
 
         :param study_id: Identifies the study. (required)
         :type study_id: UUID
         :param job_id: Identifies the job. (required)
         :type job_id: UUID
+        :param prefer: `wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since. An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.
+        :type prefer: str
         :param _request_timeout: timeout setting for this request. If one
                                  number provided, it will be total request
                                  timeout. It can also be a pair (tuple) of
@@ -2663,6 +2648,7 @@ class StudiesApi:
         _param = self._inspect_study_job_serialize(
             study_id=study_id,
             job_id=job_id,
+            prefer=prefer,
             _request_auth=_request_auth,
             _content_type=_content_type,
             _headers=_headers,
@@ -2673,8 +2659,6 @@ class StudiesApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2698,6 +2682,7 @@ class StudiesApi:
         self,
         study_id: Annotated[UUID, Field(description="Identifies the study.")],
         job_id: Annotated[UUID, Field(description="Identifies the job.")],
+        prefer: Annotated[Optional[StrictStr], Field(description="`wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since. An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.")] = None,
         _request_timeout: Union[
             None,
             Annotated[StrictFloat, Field(gt=0)],
@@ -2713,12 +2698,14 @@ class StudiesApi:
     ) -> ApiResponse[JobStatus]:
         """Inspect a study's job.
 
-        Its state, progress and errors are made of those of its steps.
+        At once, or, with `Prefer: wait=N`, when there is news. Its state, progress and errors are made of those of its steps.
 
         :param study_id: Identifies the study. (required)
         :type study_id: UUID
         :param job_id: Identifies the job. (required)
         :type job_id: UUID
+        :param prefer: `wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since. An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.
+        :type prefer: str
         :param _request_timeout: timeout setting for this request. If one
                                  number provided, it will be total request
                                  timeout. It can also be a pair (tuple) of
@@ -2744,6 +2731,7 @@ class StudiesApi:
         _param = self._inspect_study_job_serialize(
             study_id=study_id,
             job_id=job_id,
+            prefer=prefer,
             _request_auth=_request_auth,
             _content_type=_content_type,
             _headers=_headers,
@@ -2754,8 +2742,6 @@ class StudiesApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2779,6 +2765,7 @@ class StudiesApi:
         self,
         study_id: Annotated[UUID, Field(description="Identifies the study.")],
         job_id: Annotated[UUID, Field(description="Identifies the job.")],
+        prefer: Annotated[Optional[StrictStr], Field(description="`wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since. An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.")] = None,
         _request_timeout: Union[
             None,
             Annotated[StrictFloat, Field(gt=0)],
@@ -2794,12 +2781,14 @@ class StudiesApi:
     ) -> RESTResponseType:
         """Inspect a study's job.
 
-        Its state, progress and errors are made of those of its steps.
+        At once, or, with `Prefer: wait=N`, when there is news. Its state, progress and errors are made of those of its steps.
 
         :param study_id: Identifies the study. (required)
         :type study_id: UUID
         :param job_id: Identifies the job. (required)
         :type job_id: UUID
+        :param prefer: `wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since. An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.
+        :type prefer: str
         :param _request_timeout: timeout setting for this request. If one
                                  number provided, it will be total request
                                  timeout. It can also be a pair (tuple) of
@@ -2825,6 +2814,7 @@ class StudiesApi:
         _param = self._inspect_study_job_serialize(
             study_id=study_id,
             job_id=job_id,
+            prefer=prefer,
             _request_auth=_request_auth,
             _content_type=_content_type,
             _headers=_headers,
@@ -2835,8 +2825,6 @@ class StudiesApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -2855,6 +2843,7 @@ class StudiesApi:
         self,
         study_id,
         job_id,
+        prefer,
         _request_auth,
         _content_type,
         _headers,
@@ -2882,6 +2871,8 @@ class StudiesApi:
             _path_params['job_id'] = job_id
         # process the query parameters
         # process the header parameters
+        if prefer is not None:
+            _header_params['Prefer'] = prefer
         # process the form parameters
         # process the body parameter
 
@@ -2978,9 +2969,6 @@ class StudiesApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "PageStudy",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3059,9 +3047,6 @@ class StudiesApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "PageStudy",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3140,9 +3125,6 @@ class StudiesApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "PageStudy",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3292,8 +3274,6 @@ class StudiesApi:
             '200': "PageJob",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3376,8 +3356,6 @@ class StudiesApi:
             '200': "PageJob",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3460,8 +3438,6 @@ class StudiesApi:
             '200': "PageJob",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3606,8 +3582,6 @@ class StudiesApi:
             '200': "OnePageStudyPort",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3682,8 +3656,6 @@ class StudiesApi:
             '200': "OnePageStudyPort",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -3758,8 +3730,6 @@ class StudiesApi:
             '200': "OnePageStudyPort",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4235,9 +4205,7 @@ class StudiesApi:
             '202': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4322,9 +4290,7 @@ class StudiesApi:
             '202': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4409,9 +4375,7 @@ class StudiesApi:
             '202': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
             '409': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4559,8 +4523,6 @@ class StudiesApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4640,8 +4602,6 @@ class StudiesApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
@@ -4721,8 +4681,6 @@ class StudiesApi:
             '200': "JobStatus",
             '401': "ErrorGet",
             '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
             '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",

@@ -87,10 +87,6 @@ class UsersApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "Profile",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
-            '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
             '500': "ErrorGet",
@@ -159,10 +155,6 @@ class UsersApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "Profile",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
-            '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
             '500': "ErrorGet",
@@ -231,10 +223,6 @@ class UsersApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "Profile",
             '401': "ErrorGet",
-            '404': "ErrorGet",
-            '408': "ErrorGet",
-            '413': "ErrorGet",
-            '422': "ErrorGet",
             '429': "ErrorGet",
             '431': "ErrorGet",
             '500': "ErrorGet",
@@ -365,7 +353,6 @@ class UsersApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "Profile",
             '401': "ErrorGet",
-            '404': "ErrorGet",
             '408': "ErrorGet",
             '413': "ErrorGet",
             '422': "ErrorGet",
@@ -442,7 +429,6 @@ class UsersApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "Profile",
             '401': "ErrorGet",
-            '404': "ErrorGet",
             '408': "ErrorGet",
             '413': "ErrorGet",
             '422': "ErrorGet",
@@ -519,7 +505,6 @@ class UsersApi:
         _response_types_map: Dict[str, Optional[str]] = {
             '200': "Profile",
             '401': "ErrorGet",
-            '404': "ErrorGet",
             '408': "ErrorGet",
             '413': "ErrorGet",
             '422': "ErrorGet",

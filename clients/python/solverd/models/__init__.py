@@ -14,6 +14,7 @@
 
 # import models into model package
 from solverd.models.abort_upload import AbortUpload
+from solverd.models.app_status_check import AppStatusCheck
 from solverd.models.batch_get_job_metadata_response import BatchGetJobMetadataResponse
 from solverd.models.callback_state import CallbackState
 from solverd.models.callback_status import CallbackStatus
@@ -72,6 +73,7 @@ from solverd.models.profile import Profile
 from solverd.models.profile_update import ProfileUpdate
 from solverd.models.running_state import RunningState
 from solverd.models.service_pricing_plan_get_legacy import ServicePricingPlanGetLegacy
+from solverd.models.service_status import ServiceStatus
 from solverd.models.solver import Solver
 from solverd.models.solver_port import SolverPort
 from solverd.models.study import Study

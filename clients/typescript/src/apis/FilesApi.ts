@@ -118,6 +118,13 @@ export interface SearchFilesPageRequest {
     offset?: number;
 }
 
+export interface UploadFileRequest {
+    /**
+     * The content, with the name of the file.
+     */
+    file: Blob;
+}
+
 /**
  * 
  */
@@ -548,6 +555,76 @@ export class FilesApi extends runtime.BaseAPI {
      */
     async searchFilesPage(requestParameters: SearchFilesPageRequest = {}, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<PageFileRef> {
         const response = await this.searchFilesPageRaw(requestParameters, initOverrides);
+        return await response.value();
+    }
+
+    /**
+     * Creates request options for uploadFile without sending the request
+     */
+    async uploadFileRequestOpts(requestParameters: UploadFileRequest): Promise<runtime.RequestOpts> {
+        if (requestParameters['file'] == null) {
+            throw new runtime.RequiredError(
+                'file',
+                'Required parameter "file" was null or undefined when calling uploadFile().'
+            );
+        }
+
+        const queryParameters: any = {};
+
+        const headerParameters: runtime.HTTPHeaders = {};
+
+        if (this.configuration && (this.configuration.username !== undefined || this.configuration.password !== undefined)) {
+            headerParameters["Authorization"] = "Basic " + btoa(this.configuration.username + ":" + this.configuration.password);
+        }
+        const consumes: runtime.Consume[] = [
+            { contentType: 'multipart/form-data' },
+        ];
+        // @ts-ignore: canConsumeForm may be unused
+        const canConsumeForm = runtime.canConsumeForm(consumes);
+
+        let formParams: { append(param: string, value: any): any };
+        let useForm = false;
+        // use FormData to transmit files using content-type "multipart/form-data"
+        useForm = canConsumeForm;
+        if (useForm) {
+            formParams = new FormData();
+        } else {
+            formParams = new URLSearchParams();
+        }
+
+        if (requestParameters['file'] != null) {
+            formParams.append('file', requestParameters['file'] as any);
+        }
+
+
+        let urlPath = `/v0/files/content`;
+
+        return {
+            path: urlPath,
+            method: 'PUT',
+            headers: headerParameters,
+            query: queryParameters,
+            body: formParams,
+        };
+    }
+
+    /**
+     * A form with one field, `file`. Large files had better be sent by links, in parts that can be repeated: see `POST /v0/files/content`. A request that breaks off leaves nothing behind.
+     * Upload a file in one request.
+     */
+    async uploadFileRaw(requestParameters: UploadFileRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<runtime.ApiResponse<FileRef>> {
+        const requestOptions = await this.uploadFileRequestOpts(requestParameters);
+        const response = await this.request(requestOptions, initOverrides);
+
+        return new runtime.JSONApiResponse(response, (jsonValue) => FileRefFromJSON(jsonValue));
+    }
+
+    /**
+     * A form with one field, `file`. Large files had better be sent by links, in parts that can be repeated: see `POST /v0/files/content`. A request that breaks off leaves nothing behind.
+     * Upload a file in one request.
+     */
+    async uploadFile(requestParameters: UploadFileRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<FileRef> {
+        const response = await this.uploadFileRaw(requestParameters, initOverrides);
         return await response.value();
     }
 

@@ -170,6 +170,10 @@ export interface DeleteJobAssetsRequest {
 
 export interface FindJobsRequest {
     /**
+     * The jobs of this job's steps; otherwise jobs that are no steps of others.
+     */
+    parent?: string;
+    /**
      * Jobs of solvers whose key matches; `*` is any text, `?` any character.
      */
     solver?: string;
@@ -750,6 +754,10 @@ export class JobsApi extends runtime.BaseAPI {
     async findJobsRequestOpts(requestParameters: FindJobsRequest): Promise<runtime.RequestOpts> {
         const queryParameters: any = {};
 
+        if (requestParameters['parent'] != null) {
+            queryParameters['parent'] = requestParameters['parent'];
+        }
+
         if (requestParameters['solver'] != null) {
             queryParameters['solver'] = requestParameters['solver'];
         }
@@ -803,7 +811,7 @@ export class JobsApi extends runtime.BaseAPI {
     }
 
     /**
-     * Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first.
+     * Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first. The jobs of a job\'s steps are listed only if `parent` asks for them.
      * Find jobs.
      */
     async findJobsRaw(requestParameters: FindJobsRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<runtime.ApiResponse<PageJobWithStatus>> {
@@ -814,7 +822,7 @@ export class JobsApi extends runtime.BaseAPI {
     }
 
     /**
-     * Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first.
+     * Across solvers; filters can be combined. Without any, or with those that name one release, every page comes as fast as the first. The jobs of a job\'s steps are listed only if `parent` asks for them.
      * Find jobs.
      */
     async findJobs(requestParameters: FindJobsRequest = {}, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<PageJobWithStatus> {

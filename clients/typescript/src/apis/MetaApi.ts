@@ -14,6 +14,16 @@
 
 import * as runtime from '../runtime.js';
 import {
+    type AppStatusCheck,
+    AppStatusCheckFromJSON,
+    AppStatusCheckToJSON,
+} from '../models/AppStatusCheck.js';
+import {
+    type ErrorGet,
+    ErrorGetFromJSON,
+    ErrorGetToJSON,
+} from '../models/ErrorGet.js';
+import {
     type Meta,
     MetaFromJSON,
     MetaToJSON,
@@ -63,6 +73,48 @@ export class MetaApi extends runtime.BaseAPI {
      */
     async getServiceMetadata(initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<Meta> {
         const response = await this.getServiceMetadataRaw(initOverrides);
+        return await response.value();
+    }
+
+    /**
+     * Creates request options for getServiceState without sending the request
+     */
+    async getServiceStateRequestOpts(): Promise<runtime.RequestOpts> {
+        const queryParameters: any = {};
+
+        const headerParameters: runtime.HTTPHeaders = {};
+
+        if (this.configuration && (this.configuration.username !== undefined || this.configuration.password !== undefined)) {
+            headerParameters["Authorization"] = "Basic " + btoa(this.configuration.username + ":" + this.configuration.password);
+        }
+
+        let urlPath = `/v0/state`;
+
+        return {
+            path: urlPath,
+            method: 'GET',
+            headers: headerParameters,
+            query: queryParameters,
+        };
+    }
+
+    /**
+     * Asks database, object store and container engine whether they answer. Needs no credentials.
+     * Tell whether the service works.
+     */
+    async getServiceStateRaw(initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<runtime.ApiResponse<AppStatusCheck>> {
+        const requestOptions = await this.getServiceStateRequestOpts();
+        const response = await this.request(requestOptions, initOverrides);
+
+        return new runtime.JSONApiResponse(response, (jsonValue) => AppStatusCheckFromJSON(jsonValue));
+    }
+
+    /**
+     * Asks database, object store and container engine whether they answer. Needs no credentials.
+     * Tell whether the service works.
+     */
+    async getServiceState(initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<AppStatusCheck> {
+        const response = await this.getServiceStateRaw(initOverrides);
         return await response.value();
     }
 

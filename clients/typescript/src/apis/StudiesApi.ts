@@ -157,6 +157,12 @@ export interface GetStudyJobRequest {
      * Identifies the job.
      */
     jobId: string;
+    /**
+     * `wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing
+     * between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since.
+     * An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.
+     */
+    prefer?: string;
 }
 
 export interface GetStudyJobCustomMetadataRequest {
@@ -201,6 +207,12 @@ export interface InspectStudyJobRequest {
      * Identifies the job.
      */
     jobId: string;
+    /**
+     * `wait=N`: answer as soon as the state or the progress is another than now, or after N seconds (at most 60). To miss nothing
+     * between two calls, add what you saw last: `wait=60; state=STARTED; progress=40` answers at once if the job has moved on since.
+     * An ended job is always answered at once. Preferences that cannot be read are ignored, as RFC 7240 says.
+     */
+    prefer?: string;
 }
 
 export interface ListStudiesRequest {
@@ -551,6 +563,10 @@ export class StudiesApi extends runtime.BaseAPI {
 
         const headerParameters: runtime.HTTPHeaders = {};
 
+        if (requestParameters['prefer'] != null) {
+            headerParameters['Prefer'] = String(requestParameters['prefer']);
+        }
+
         if (this.configuration && (this.configuration.username !== undefined || this.configuration.password !== undefined)) {
             headerParameters["Authorization"] = "Basic " + btoa(this.configuration.username + ":" + this.configuration.password);
         }
@@ -568,6 +584,7 @@ export class StudiesApi extends runtime.BaseAPI {
     }
 
     /**
+     * At once, or, with `Prefer: wait=N`, when its state or progress has changed; inspecting it tells which they are.
      * Get a study\'s job.
      */
     async getStudyJobRaw(requestParameters: GetStudyJobRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<runtime.ApiResponse<Job>> {
@@ -578,6 +595,7 @@ export class StudiesApi extends runtime.BaseAPI {
     }
 
     /**
+     * At once, or, with `Prefer: wait=N`, when its state or progress has changed; inspecting it tells which they are.
      * Get a study\'s job.
      */
     async getStudyJob(requestParameters: GetStudyJobRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<Job> {
@@ -777,6 +795,10 @@ export class StudiesApi extends runtime.BaseAPI {
 
         const headerParameters: runtime.HTTPHeaders = {};
 
+        if (requestParameters['prefer'] != null) {
+            headerParameters['Prefer'] = String(requestParameters['prefer']);
+        }
+
         if (this.configuration && (this.configuration.username !== undefined || this.configuration.password !== undefined)) {
             headerParameters["Authorization"] = "Basic " + btoa(this.configuration.username + ":" + this.configuration.password);
         }
@@ -794,7 +816,7 @@ export class StudiesApi extends runtime.BaseAPI {
     }
 
     /**
-     * Its state, progress and errors are made of those of its steps.
+     * At once, or, with `Prefer: wait=N`, when there is news. Its state, progress and errors are made of those of its steps.
      * Inspect a study\'s job.
      */
     async inspectStudyJobRaw(requestParameters: InspectStudyJobRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<runtime.ApiResponse<JobStatus>> {
@@ -805,7 +827,7 @@ export class StudiesApi extends runtime.BaseAPI {
     }
 
     /**
-     * Its state, progress and errors are made of those of its steps.
+     * At once, or, with `Prefer: wait=N`, when there is news. Its state, progress and errors are made of those of its steps.
      * Inspect a study\'s job.
      */
     async inspectStudyJob(requestParameters: InspectStudyJobRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<JobStatus> {

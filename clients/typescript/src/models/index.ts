@@ -1,6 +1,7 @@
 /* tslint:disable */
 /* eslint-disable */
 export * from './AbortUpload.js';
+export * from './AppStatusCheck.js';
 export * from './BatchGetJobMetadataResponse.js';
 export * from './CallbackState.js';
 export * from './CallbackStatus.js';
@@ -59,6 +60,7 @@ export * from './Profile.js';
 export * from './ProfileUpdate.js';
 export * from './RunningState.js';
 export * from './ServicePricingPlanGetLegacy.js';
+export * from './ServiceStatus.js';
 export * from './Solver.js';
 export * from './SolverPort.js';
 export * from './Study.js';
