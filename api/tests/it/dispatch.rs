@@ -8,7 +8,7 @@ use std::{
 use chrono::TimeDelta;
 use serde_json::json;
 use solverd::{
-    dispatch::{Dispatcher, Wake},
+    dispatch::{Dispatcher, Wake, Webhooks},
     domain::{
         file::File,
         id::{FileId, JobId, UserId},
@@ -400,6 +400,7 @@ async fn abandoned(db: Db) {
         folder.path().join("work"),
         FileId::new().to_string(),
         Wake::default(),
+        Webhooks::new(false, Vec::new()).unwrap(),
     )
     .await
     .unwrap();
