@@ -594,7 +594,7 @@ async fn a_container_is_hardened() {
         printed(&events),
         [
             "lo",
-            "CapBnd:\t00000000000000cb",
+            "CapBnd:\t00000000000000eb",
             "NoNewPrivs:\t1",
             "Seccomp:\t2",
             "docker-init",

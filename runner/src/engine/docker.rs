@@ -39,8 +39,9 @@ use crate::{
 /// Processes and threads in one container: enough for a solver with a thread per core, too few for a fork bomb.
 const PIDS: i64 = 512;
 
-/// What an entry point needs to adopt the owner of its folders and to drop to that user.
-const CAPABILITIES: [&str; 5] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"];
+/// What an entry point needs to adopt the owner of its folders and to drop to that user; and what the init needs then, to pass
+/// SIGTERM on to that user's process.
+const CAPABILITIES: [&str; 6] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"];
 
 /// Exit code after SIGKILL.
 const KILLED: i64 = 137;
