@@ -97,6 +97,7 @@ impl App {
             engine,
             data_dir.join("work"),
             instance,
+            settings.limits(),
             wake.clone(),
         )
         .await?;

@@ -22,7 +22,7 @@ use std::{
 use solverd_runner::{
     CleanUpError, JOB_LABEL,
     engine::{Docker, EngineError},
-    task::FailureKind,
+    task::{FailureKind, Limits},
 };
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -96,6 +96,8 @@ struct Inner {
     lease: Lease,
     /// What the whole machine has.
     machine: Resources,
+    /// What no job may exceed beside that.
+    limits: Limits,
     wake: Wake,
     slots: Mutex<HashMap<JobId, Slot>>,
     tasks: TaskTracker,
@@ -140,6 +142,7 @@ impl Dispatcher {
         engine: Docker,
         work: PathBuf,
         instance: String,
+        limits: Limits,
         wake: Wake,
     ) -> Result<Self> {
         let machine = engine.machine().await?.resources;
@@ -151,6 +154,7 @@ impl Dispatcher {
             work,
             lease: Lease { instance },
             machine: Resources { nano_cpus: machine.nano_cpus, memory_bytes: machine.memory_bytes },
+            limits,
             wake,
             slots: Mutex::default(),
             tasks: TaskTracker::new(),
