@@ -6,6 +6,7 @@ mod dispatch;
 mod http;
 mod limits;
 mod openapi;
+mod runner;
 mod store;
 mod studies;
 mod support;
