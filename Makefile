@@ -66,10 +66,11 @@ chaos: ## Do random faults under a load of jobs, on both databases, and print th
 	@python=$$(scripts/python.sh) && SOLVERD_BIN=$(SOLVERD) $$python tests/chaos/chaos.py --cycles $(CHAOS)
 	@url=$$(scripts/postgres.sh) && python=$$(scripts/python.sh) && CHAOS_POSTGRES_URL=$$url SOLVERD_BIN=$(SOLVERD) $$python tests/chaos/chaos.py --cycles $(CHAOS)
 
-bench: build ## Time trivial jobs beside the engine's own runs, and lists of 1 000 and 1 000 000 jobs
+bench: build ## Time trivial jobs beside the engine's own runs, log lines on their way to readers, and lists of 1 000 and 1 000 000 jobs
 	@scripts/docker.sh
-	@scripts/images.sh sleeper
+	@scripts/images.sh all
 	@cargo bench --locked --package solverd --bench jobs
+	@python=$$(scripts/python.sh) && SOLVERD_BIN=$(RELEASE) scripts/with_service.sh $$($$python scripts/bench_logs.py image) $$python scripts/bench_logs.py
 	@url=$$(scripts/postgres.sh) && SOLVERD_TEST_POSTGRES_URL=$$url cargo bench --locked --package solverd --bench lists
 
 lint: ## Check format, lints and documentation

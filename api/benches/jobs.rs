@@ -112,6 +112,7 @@ async fn bare(engine: &Docker, folder: &Path, release: &Release) {
             memory_bytes: container.resources.memory_bytes,
         },
         network: container.network,
+        log_bytes: 64 << 20,
     };
     let id = engine.create(&spec).await.unwrap();
     engine.start(&id).await.unwrap();

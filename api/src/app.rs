@@ -100,6 +100,7 @@ impl App {
             engine,
             data_dir.join("work"),
             instance,
+            settings.limits(),
             wake.clone(),
             Webhooks::new(settings.webhook_private_addresses, settings.webhook_pauses.clone())?,
         )

@@ -24,7 +24,7 @@ use std::{
 use solverd_runner::{
     CleanUpError, JOB_LABEL,
     engine::{Docker, EngineError},
-    task::FailureKind,
+    task::{FailureKind, Limits},
 };
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -99,6 +99,8 @@ struct Inner {
     lease: Lease,
     /// What the whole machine has.
     machine: Resources,
+    /// What no job may exceed beside that.
+    limits: Limits,
     wake: Wake,
     webhooks: Webhooks,
     slots: Mutex<HashMap<JobId, Slot>>,
@@ -145,6 +147,7 @@ impl Dispatcher {
         engine: Docker,
         work: PathBuf,
         instance: String,
+        limits: Limits,
         wake: Wake,
         webhooks: Webhooks,
     ) -> Result<Self> {
@@ -157,6 +160,7 @@ impl Dispatcher {
             work,
             lease: Lease { instance },
             machine: Resources { nano_cpus: machine.nano_cpus, memory_bytes: machine.memory_bytes },
+            limits,
             wake,
             webhooks,
             slots: Mutex::default(),

@@ -1,10 +1,11 @@
 //! Settings. A flag, an environment variable and a key of the configuration file are one and the same name, and override each other
 //! in that order.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
-use clap::{Args, Command};
+use clap::{Args, Command, value_parser};
+use solverd_runner::task::Limits;
 
 use crate::objects::Secret;
 
@@ -102,6 +103,60 @@ pub struct Settings {
     )]
     pub s3_secret_access_key: Option<Secret>,
 
+    /// How long a job's image may be pulled, in seconds.
+    #[arg(
+        long,
+        env = "SOLVERD_PULL_LIMIT",
+        global = true,
+        default_value = "3600",
+        value_name = "SECONDS",
+        value_parser = value_parser!(u32).range(1..)
+    )]
+    pub pull_limit: u32,
+
+    /// How long a job's container may run, in seconds; as long as it takes if not given. Solvers may set less.
+    #[arg(
+        long,
+        env = "SOLVERD_WALL_LIMIT",
+        global = true,
+        value_name = "SECONDS",
+        value_parser = value_parser!(u32).range(1..)
+    )]
+    pub wall_limit: Option<u32>,
+
+    /// How long it may print nothing, in seconds. Solvers may set less.
+    #[arg(
+        long,
+        env = "SOLVERD_SILENCE_LIMIT",
+        global = true,
+        default_value = "3600",
+        value_name = "SECONDS",
+        value_parser = value_parser!(u32).range(1..)
+    )]
+    pub silence_limit: u32,
+
+    /// What it gets between SIGTERM and SIGKILL, in seconds, at most 60. Solvers may set less.
+    #[arg(
+        long,
+        env = "SOLVERD_GRACE",
+        global = true,
+        default_value = "10",
+        value_name = "SECONDS",
+        value_parser = value_parser!(u32).range(..=60)
+    )]
+    pub grace: u32,
+
+    /// How much of a job's log is kept, in MiB, at most 1024: of a longer one the beginning and the end. Solvers may set less.
+    #[arg(
+        long,
+        env = "SOLVERD_LOG_LIMIT",
+        global = true,
+        default_value = "64",
+        value_name = "MIB",
+        value_parser = value_parser!(u32).range(1..=1024)
+    )]
+    pub log_limit: u32,
+
     /// What to log: a level (error, warn, info, debug, trace) or filters like `solverd=debug,sqlx=warn`.
     #[arg(
         long,
@@ -154,6 +209,18 @@ impl Settings {
             let path = self.data_dir.join("solverd.db").display().to_string();
             format!("sqlite:{}", path.replace('%', "%25").replace('?', "%3F"))
         })
+    }
+
+    /// What no job may exceed.
+    pub fn limits(&self) -> Limits {
+        let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        Limits {
+            pull: seconds(self.pull_limit),
+            wall: self.wall_limit.map(seconds),
+            silence: seconds(self.silence_limit),
+            grace: seconds(self.grace),
+            log_bytes: u64::from(self.log_limit) << 20,
+        }
     }
 }
 

@@ -52,6 +52,8 @@ pub struct ContainerSpec {
     pub resources: Resources,
     /// The engine's default network, or none.
     pub network: bool,
+    /// Bytes of the log that will be read; the engine keeps a little more of it.
+    pub log_bytes: u64,
 }
 
 /// How a container ended.
@@ -72,6 +74,8 @@ pub struct Sample {
     pub cpu: Duration,
     /// The most memory it held at once, in bytes; some kernels only tell what it holds now.
     pub memory_bytes: Option<u64>,
+    /// Its processes and threads, and how many it may have.
+    pub processes: Option<(u64, u64)>,
 }
 
 /// Where a container stands.

@@ -193,6 +193,7 @@ mod tests {
             command: Vec::new(),
             env: BTreeMap::new(),
             resources: Resources { nano_cpus: 0, memory_bytes: 0 },
+            limits: crate::task::Limits::default(),
             network: false,
             labels: BTreeMap::new(),
             progress_regexp: None,

@@ -4,12 +4,15 @@
 //! - [`run()`]: stage in, container, stage out
 //! - [`engine`]: the container engine; `engine/docker.rs` is the only place that names bollard
 //! - `folders`, `inputs`, `outputs`: what the container sees of the host, files and values
-//! - `logs`, `progress`: what the solver prints, as lines and as percent
+//! - `logs`, `kept`, `progress`: what the solver prints, as lines, within its limit, and as percent
+//! - `limits`: how long it may run and be silent
 //! - `report`: what we say ourselves
 
 pub mod engine;
 mod folders;
 mod inputs;
+mod kept;
+mod limits;
 mod logs;
 mod outputs;
 mod progress;

@@ -5,15 +5,17 @@ use std::{
     collections::{HashSet, VecDeque},
     hash::{DefaultHasher, Hash, Hasher},
     pin::pin,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use chrono::DateTime;
+use chrono::{DateTime, Utc};
 use futures_util::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     engine::{Docker, EngineError},
+    kept::Kept,
+    limits::Clocks,
     progress::{Progress, percent},
     report::{Reporter, is_ours},
     task::Event,
@@ -22,8 +24,12 @@ use crate::{
 /// A log stream ends with its container. Should it not, it is left after this much silence.
 const SILENCE: Duration = Duration::from_secs(10);
 
-/// How long after an error the log is opened again.
+/// How long after an error, or when there was nothing new, the log is opened again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// Pieces that are passed on together if they are there, and bytes: short lines are many.
+const TOGETHER: usize = 1024;
+const TOGETHER_BYTES: usize = 64 * 1024;
 
 /// Lines that a failure carries, and characters of each.
 const LAST_LINES: usize = 20;
@@ -39,9 +45,16 @@ pub struct Recorded {
     since: Option<i64>,
     /// Fingerprints of all lines from then on.
     lines: HashSet<u64>,
+    /// Bytes of all that was written down.
+    bytes: u64,
 }
 
 impl Recorded {
+    /// So many bytes in all.
+    pub fn new(bytes: u64) -> Self {
+        Self { bytes, ..Self::default() }
+    }
+
     /// Takes the lines that were written down, each with its timestamp, from the **last** to the first. Says whether the one before is
     /// needed as well.
     pub fn take(&mut self, line: &str) -> bool {
@@ -56,6 +69,12 @@ impl Recorded {
         self.since.is_none_or(|since| since - 1 <= time)
     }
 
+    /// How long ago the solver was heard last.
+    pub(crate) fn ago(&self) -> Option<Duration> {
+        let last = DateTime::<Utc>::from_timestamp(self.since? + 1, 0)?;
+        SystemTime::from(last).elapsed().ok()
+    }
+
     fn has(&self, line: &str) -> bool {
         !self.lines.is_empty() && self.lines.contains(&fingerprint(line))
     }
@@ -67,80 +86,117 @@ fn fingerprint(line: &str) -> u64 {
     hasher.finish()
 }
 
-/// Follows a container's log until `ended` is cancelled and everything is read; answers with the last lines. What is `recorded` is not
-/// passed on again.
+/// Follows a container's log until `ended` is cancelled and everything is read; answers with the last lines.
 ///
 /// The engine's stream is not to be relied on: Docker 20.10 often ends it with the container, thousands of lines before the
 /// last. So reading goes on from the last line seen, and only a reading that began after the end counts as complete.
 pub(crate) async fn follow(
     engine: &Docker,
     container: &str,
-    progress: &Progress,
-    report: &Reporter<'_>,
-    recorded: &Recorded,
+    mut printed: Printed<'_>,
     ended: &CancellationToken,
 ) -> Vec<String> {
-    let mut lines = Lines::since(recorded.since.unwrap_or_default());
-    let mut printed = Printed { report, progress, recorded, last: VecDeque::new() };
+    let mut lines = Lines::since(printed.recorded.since.unwrap_or_default());
     loop {
         let complete = ended.is_cancelled();
-        let result = printed.read(engine.logs(container, &mut lines), ended).await;
+        let stream = engine.logs(container, &mut lines, printed.kept.lines_that_matter());
+        let result = printed.read(stream, complete, ended).await;
         if complete {
             if let Err(error) = result {
-                report.warning(format!("log lines may be missing: {error}")).await;
+                let text = format!("log lines may be missing: {error}");
+                printed.report.warning(text).await;
             }
             break;
         }
-        match result {
-            Ok(true) => {}
-            // Opening it again is worth it only while that brings new lines.
-            Ok(false) => ended.cancelled().await,
-            // The engine may be back before the container ends.
-            Err(_) => drop(ended.run_until_cancelled(tokio::time::sleep(AGAIN)).await),
+        // Opening it again at once is worth it only while that brings new lines.
+        if !matches!(result, Ok(true)) {
+            ended.run_until_cancelled(tokio::time::sleep(AGAIN)).await;
+        }
+        if result.is_err() {
+            // An engine that is away does not make the solver silent.
+            printed.clocks.listening();
         }
     }
     for line in lines.finish() {
         printed.line(line).await;
     }
-    printed.last.into()
+    printed.finish().await
 }
 
-/// Passes the solver's lines on.
-struct Printed<'a> {
+/// Passes the solver's lines on: within the limit, and but for those that were written down already.
+pub(crate) struct Printed<'a> {
     report: &'a Reporter<'a>,
     progress: &'a Progress,
     recorded: &'a Recorded,
+    clocks: &'a Clocks,
+    kept: Kept,
+    /// Lines to be passed on together.
+    lines: String,
     last: VecDeque<String>,
 }
 
-impl Printed<'_> {
-    /// Reads a stream to its end; whether there was a line.
+impl<'a> Printed<'a> {
+    pub(crate) fn new(
+        report: &'a Reporter<'a>,
+        progress: &'a Progress,
+        recorded: &'a Recorded,
+        clocks: &'a Clocks,
+        limit: u64,
+    ) -> Self {
+        let kept = Kept::new(limit, recorded.bytes);
+        let (lines, last) = (String::new(), VecDeque::new());
+        Self { report, progress, recorded, clocks, kept, lines, last }
+    }
+
+    /// Reads a stream, a `complete` one to its end; whether there was a line.
     async fn read(
         &mut self,
-        lines: impl Stream<Item = Result<String, EngineError>>,
+        pieces: impl Stream<Item = Result<Piece, EngineError>>,
+        complete: bool,
         ended: &CancellationToken,
     ) -> Result<bool, EngineError> {
-        let mut lines = pin!(lines);
+        let mut pieces = pin!(pieces.ready_chunks(TOGETHER));
         let mut any = false;
         loop {
             let silence = async {
                 ended.cancelled().await;
                 tokio::time::sleep(SILENCE).await;
             };
-            let line = tokio::select! {
+            let ready = tokio::select! {
                 biased;
-                line = lines.next() => line,
+                // By now only the end matters, and the next reading begins there.
+                () = ended.cancelled(), if self.kept.is_full() && !complete => return Ok(any),
+                ready = pieces.next() => ready,
                 () = silence => {
                     let reason = "it did not end with the container".to_owned();
                     return Err(EngineError::Failed { doing: "reading the log", reason });
                 }
             };
-            match line {
-                Some(line) => self.line(line?).await,
-                None => return Ok(any),
+            let Some(ready) = ready else { return Ok(any) };
+            self.clocks.heard();
+            let mut result = Ok(());
+            for piece in ready {
+                match piece {
+                    Ok(piece) => any |= self.piece(piece).await,
+                    Err(error) => result = Err(error),
+                }
             }
-            any = true;
+            self.pass_on().await;
+            result?;
+            self.clocks.listening();
         }
+    }
+
+    /// Whether it was a line.
+    async fn piece(&mut self, Piece { line, torn }: Piece) -> bool {
+        if torn && self.kept.is_full() {
+            self.kept.forget();
+        } else if torn {
+            self.warn("lines are missing here: the engine threw them away unread").await;
+        }
+        let Some(line) = line else { return false };
+        self.line(line).await;
+        true
     }
 
     async fn line(&mut self, line: String) {
@@ -152,10 +208,51 @@ impl Printed<'_> {
         if self.recorded.has(&line) {
             return;
         }
-        self.report.send(Event::Log(line)).await;
         if let Some(done) = done {
             self.report.progress(percent(done)).await;
         }
+        let was_full = self.kept.is_full();
+        if let Some(line) = self.kept.take(line) {
+            self.add(&line).await;
+        }
+        if self.kept.is_full() && !was_full {
+            let notice = self.kept.notice();
+            self.warn(&notice).await;
+        }
+    }
+
+    async fn add(&mut self, line: &str) {
+        if !self.lines.is_empty() {
+            self.lines.push('\n');
+        }
+        self.lines += line;
+        if self.lines.len() > TOGETHER_BYTES {
+            self.pass_on().await;
+        }
+    }
+
+    async fn pass_on(&mut self) {
+        if !self.lines.is_empty() {
+            self.report.send(Event::Log(std::mem::take(&mut self.lines))).await;
+        }
+    }
+
+    async fn warn(&mut self, text: &str) {
+        self.pass_on().await;
+        self.report.warning(text).await;
+    }
+
+    /// Passes on what was held back; gives the last lines.
+    async fn finish(mut self) -> Vec<String> {
+        let (left_out, held_back) = self.kept.finish();
+        if let Some(left_out) = left_out {
+            self.warn(&left_out.to_string()).await;
+        }
+        for line in held_back {
+            self.add(&line).await;
+        }
+        self.pass_on().await;
+        self.last.into()
     }
 }
 
@@ -170,6 +267,15 @@ pub(crate) struct Lines {
     last: Vec<u8>,
     /// Frames come from a stream that begins before `last`.
     behind: bool,
+}
+
+/// What a frame brings.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// The line that it completes.
+    pub(crate) line: Option<String>,
+    /// Whether frames are missing before it: the stream goes on from another, but did not have the last frame of that one.
+    pub(crate) torn: bool,
 }
 
 /// The solver's stream a frame came from; long lines of both may be interleaved.
@@ -198,14 +304,16 @@ impl Lines {
             .map_or(self.since, |at| at.timestamp())
     }
 
-    /// Takes a frame; answers with the line that it completes.
-    pub(crate) fn push(&mut self, source: Source, frame: &[u8]) -> Option<String> {
+    /// Takes a frame, unless it was taken before.
+    pub(crate) fn push(&mut self, source: Source, frame: &[u8]) -> Option<Piece> {
+        let torn = self.behind;
         if self.behind {
             // Frames of two streams may be out of order by some microseconds: identity counts, within the second.
             self.behind = frame != self.last && second(frame) <= second(&self.last);
             if self.behind || frame == self.last {
                 return None;
             }
+            (self.stdout, self.stderr) = (Partial::default(), Partial::default());
         }
         self.last.clear();
         self.last.extend_from_slice(frame);
@@ -213,7 +321,7 @@ impl Lines {
             Source::Stdout => &mut self.stdout,
             Source::Stderr => &mut self.stderr,
         };
-        partial.push(frame)
+        Some(Piece { line: partial.push(frame), torn })
     }
 
     /// What was printed last without a newline.
@@ -276,9 +384,11 @@ mod tests {
         format!("{AT} {text}").into_bytes()
     }
 
-    fn line(text: &str) -> String {
-        format!("{AT} {text}")
+    fn line(text: &str) -> Piece {
+        Piece { line: Some(format!("{AT} {text}")), torn: false }
     }
+
+    const PART: Piece = Piece { line: None, torn: false };
 
     #[test]
     fn a_frame_with_a_newline_is_a_line() {
@@ -291,12 +401,12 @@ mod tests {
     #[test]
     fn frames_without_newline_go_on_in_the_next_frame_of_their_stream() {
         let mut lines = Lines::default();
-        assert_eq!(lines.push(Source::Stdout, &frame("first ")), None);
+        assert_eq!(lines.push(Source::Stdout, &frame("first ")), Some(PART));
         assert_eq!(lines.push(Source::Stderr, &frame("error\n")), Some(line("error")));
-        assert_eq!(lines.push(Source::Stdout, &frame("second ")), None);
+        assert_eq!(lines.push(Source::Stdout, &frame("second ")), Some(PART));
         assert_eq!(lines.push(Source::Stdout, &frame("third\n")), Some(line("first second third")));
-        assert_eq!(lines.push(Source::Stdout, &frame("no newline")), None);
-        assert_eq!(lines.finish(), [line("no newline")]);
+        assert_eq!(lines.push(Source::Stdout, &frame("no newline")), Some(PART));
+        assert_eq!(lines.finish(), [format!("{AT} no newline")]);
     }
 
     #[test]
@@ -304,9 +414,9 @@ mod tests {
         let mut lines = Lines::default();
         let chunk = frame(&"x".repeat(16 * 1024));
         for _ in 0..100 {
-            assert_eq!(lines.push(Source::Stdout, &chunk), None);
+            assert_eq!(lines.push(Source::Stdout, &chunk), Some(PART));
         }
-        let cut = lines.push(Source::Stdout, &frame("\n")).unwrap();
+        let cut = lines.push(Source::Stdout, &frame("\n")).unwrap().line.unwrap();
         let dropped = 100 * 16 * 1024 + AT.len() + 1 - LONGEST;
         assert!(
             cut.ends_with(&format!("x [solverd: line cut here, {dropped} bytes more]")),
@@ -331,18 +441,22 @@ mod tests {
         assert_eq!(lines.resume(), 0);
         assert!(lines.push(Source::Stdout, &at(5, "one\n")).is_some());
         assert!(lines.push(Source::Stderr, &at(4, "two\n")).is_some());
-        assert!(lines.push(Source::Stdout, &at(6, "thr")).is_none());
+        assert_eq!(lines.push(Source::Stdout, &at(6, "thr")), Some(PART));
 
         assert_eq!(lines.resume(), 1_767_261_601);
         for seen in [at(3, "zero\n"), at(5, "one\n"), at(4, "two\n"), at(6, "thr")] {
             assert_eq!(lines.push(Source::Stdout, &seen), None);
         }
         let line = lines.push(Source::Stdout, &at(7, "ee\n"));
-        assert_eq!(line.as_deref(), Some("2026-01-01T10:00:01.000000006Z three"));
+        let three = "2026-01-01T10:00:01.000000006Z three".to_owned();
+        assert_eq!(line, Some(Piece { line: Some(three), torn: false }));
+        assert_eq!(lines.push(Source::Stdout, &at(8, "begun")), Some(PART));
 
         lines.resume();
-        let later = b"2026-01-01T10:00:02.000000000Z the frame seen last is not there any more\n";
-        assert!(lines.push(Source::Stdout, later).is_some());
-        assert!(lines.push(Source::Stdout, later).is_some(), "only after a resume");
+        let text = "2026-01-01T10:00:02.000000000Z the frame seen last is not there any more";
+        for torn in [true, false] {
+            let piece = lines.push(Source::Stdout, format!("{text}\n").as_bytes());
+            assert_eq!(piece, Some(Piece { line: Some(text.to_owned()), torn }));
+        }
     }
 }

@@ -11,7 +11,8 @@ use crate::{
     engine::{ContainerSpec, Docker, EngineError, Exit},
     folders::Folders,
     inputs,
-    logs::{Recorded, follow},
+    limits::{Clocks, within},
+    logs::{Printed, Recorded, follow},
     outputs,
     progress::Progress,
     report::Reporter,
@@ -21,9 +22,6 @@ use crate::{
 
 /// Label of every container of ours; its value is the job's id.
 pub const JOB_LABEL: &str = "solverd.job";
-
-/// What a solver gets between SIGTERM and SIGKILL.
-const GRACE: Duration = Duration::from_secs(10);
 
 /// Percent when everything is staged. Only whoever finishes the job says 100.
 const STAGED: u8 = 5;
@@ -214,7 +212,7 @@ impl Run<'_> {
                 }
                 Ok(())
             };
-            self.or_stop(pull).await?;
+            self.or_stop(within(self.task.limits.pull, pull)).await?;
         }
         // What was published under the digest may be for another kind of machine.
         match (self.engine.image(self.image()).await, &self.task.image_id) {
@@ -289,17 +287,20 @@ impl Run<'_> {
     ) -> Result<Vec<String>, Halt> {
         let progress = self.progress().await;
         let meter = Meter::new(self.task.resources.nano_cpus, ago);
+        let clocks = Clocks::new(self.task.limits, ago, recorded.ago().unwrap_or(ago));
+        let limit = self.task.limits.log_bytes;
+        let printed = Printed::new(&self.report, &progress, recorded, &clocks, limit);
         let ended = CancellationToken::new();
         let ending = async {
-            let end = self.end(container).await;
+            let end = self.end(container, &clocks).await;
             ended.cancel();
             let ran = end.as_ref().ok().and_then(|end| end.exit.ran);
             (end, ran.unwrap_or_else(|| meter.elapsed()))
         };
         let ((end, wall), last_lines, sampled) = tokio::join!(
             ending,
-            follow(self.engine, container, &progress, &self.report, recorded, &ended),
-            meter.sample(self.engine.samples(container), &ended)
+            follow(self.engine, container, printed, &ended),
+            meter.sample(self.engine.samples(container), &self.report, &ended)
         );
         self.report.send(Event::Used(sampled.usage(wall))).await;
         let End { exit, interrupted } = end.map_err(|halt| halt.with_lines(last_lines.clone()))?;
@@ -318,28 +319,37 @@ impl Run<'_> {
     }
 
     /// Waits for the end of the container, or brings it about.
-    async fn end(&self, container: &str) -> Result<End, Halt> {
+    async fn end(&self, container: &str, clocks: &Clocks) -> Result<End, Halt> {
         let mut interrupted = false;
         loop {
-            let waited = self.stop.run_until_cancelled(self.engine.wait(container)).await;
+            let waited = tokio::select! {
+                biased;
+                () = self.stop.cancelled() => return Err(self.halt(container, Halt::Stopped).await),
+                waited = self.engine.wait(container) => waited,
+                error = clocks.exceeded() => return Err(self.halt(container, error.into()).await),
+            };
             match waited {
-                Some(Err(error @ EngineError::Away { .. })) => {
+                Err(error @ EngineError::Away { .. }) => {
                     interrupted = true;
                     // A stop is seen to when the engine is there to do it.
                     let _ = self.return_of_engine(&error).await;
                 }
-                Some(exit) => return Ok(End { exit: exit?, interrupted }),
-                None => match self.engine.stop(container, GRACE).await {
-                    Err(EngineError::Away { .. }) => tokio::time::sleep(LONGEST_PAUSE).await,
-                    Err(error) => {
-                        // It is killed all the same, when it is removed.
-                        self.report.warning(error.to_string()).await;
-                        return Err(Halt::Stopped);
-                    }
-                    Ok(()) => return Err(Halt::Stopped),
-                },
+                exit => return Ok(End { exit: exit?, interrupted }),
             }
         }
+    }
+
+    /// Ends the container, for a reason.
+    async fn halt(&self, container: &str, reason: Halt) -> Halt {
+        while let Err(error) = self.engine.stop(container, self.task.limits.grace).await {
+            if !matches!(error, EngineError::Away { .. }) {
+                // It is killed all the same, when it is removed.
+                self.report.warning(error.to_string()).await;
+                break;
+            }
+            tokio::time::sleep(LONGEST_PAUSE).await;
+        }
+        reason
     }
 
     async fn progress(&self) -> Progress {
@@ -403,6 +413,7 @@ fn spec(task: &Task, image: &str, folders: &Folders) -> ContainerSpec {
         ],
         resources: task.resources,
         network: task.network,
+        log_bytes: task.limits.log_bytes,
     }
 }
 

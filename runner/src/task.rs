@@ -29,6 +29,9 @@ pub struct Task {
     pub env: BTreeMap<String, String>,
     /// What the container may use.
     pub resources: Resources,
+    /// How long it may take, and how much it may print.
+    #[serde(default)]
+    pub limits: Limits,
     /// Whether the container gets the engine's default network; otherwise it has none.
     pub network: bool,
     /// Labels put on the container beside `solverd.job`.
@@ -50,6 +53,34 @@ pub struct Resources {
     pub nano_cpus: i64,
     /// Bytes of memory, swap excluded (there is none).
     pub memory_bytes: i64,
+}
+
+/// What a task must not exceed beside its resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// For pulling the image, when the engine does not have it.
+    pub pull: Duration,
+    /// From the container's start to its end; `None`: as long as it takes.
+    pub wall: Option<Duration>,
+    /// Without printing anything.
+    pub silence: Duration,
+    /// Between SIGTERM and SIGKILL, whatever it is that ends the container; the engine knows whole seconds only.
+    pub grace: Duration,
+    /// Bytes of the log that are kept, timestamps included: of a longer one the beginning and the end.
+    pub log_bytes: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            pull: Duration::from_hours(1),
+            wall: None,
+            silence: Duration::from_hours(1),
+            grace: Duration::from_secs(10),
+            log_bytes: 64 << 20,
+        }
+    }
 }
 
 /// A file that is fetched before the container starts.
@@ -84,7 +115,7 @@ pub enum Event {
         /// The engine's id of the container.
         container: String,
     },
-    /// One log line without its newline, beginning with an RFC 3339 timestamp and a space.
+    /// Log lines, one or those that came together, with newlines between them. Each begins with an RFC 3339 timestamp and a space.
     Log(String),
     /// The container has ended, and this is what it has used. Comes once, also when it was stopped.
     Used(Usage),
@@ -174,6 +205,10 @@ pub enum FailureKind {
     Exit,
     /// The kernel killed the solver at its memory limit.
     OutOfMemory,
+    /// The solver ran longer than it may.
+    WallTime,
+    /// The solver printed nothing for longer than it may.
+    Silence,
     /// An input could not be staged.
     Input,
     /// A declared output is missing or cannot be used.
@@ -182,6 +217,8 @@ pub enum FailureKind {
     Storage,
     /// The image is not there.
     Image,
+    /// The image took too long to pull.
+    PullTime,
     /// The container engine refused or went away.
     Engine,
     /// The runner's own machine failed (disk, permissions).
@@ -198,10 +235,13 @@ impl FailureKind {
         match self {
             Self::Exit => "runtime",
             Self::OutOfMemory => "runtime.oom",
+            Self::WallTime => "runtime.wall",
+            Self::Silence => "runtime.timeout",
             Self::Input => "runtime.input",
             Self::Output => "ServiceBadFormattedOutputError",
             Self::Storage => "runtime.storage",
             Self::Image => "runtime.image",
+            Self::PullTime => "runtime.pull",
             Self::Engine => "runtime.engine",
             Self::Machine => "runtime.machine",
             Self::Resources => "runtime.resources",

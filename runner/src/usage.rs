@@ -9,7 +9,7 @@ use std::{
 use futures_util::{Stream, StreamExt};
 use tokio_util::sync::CancellationToken;
 
-use crate::{engine::Sample, task::Usage};
+use crate::{engine::Sample, report::Reporter, task::Usage};
 
 /// Runs that are shorter are not sampled: little would be learnt, and the engine is busy starting and ending them.
 const FIRST: Duration = Duration::from_millis(500);
@@ -41,17 +41,28 @@ impl Meter {
         self.started.elapsed()
     }
 
-    /// Takes samples until the container has `ended`. The stream must do nothing before it is asked.
+    /// Takes samples until the container has `ended`. The stream must do nothing before it is asked. Says once when there are nearly as
+    /// many processes as there may be: a solver that cannot start more may not say so.
     pub(crate) async fn sample(
         &self,
         samples: impl Stream<Item = Sample>,
+        report: &Reporter<'_>,
         ended: &CancellationToken,
     ) -> Sampled {
         let mut seen = Sampled::new(self.nano_cpus);
         let mut samples = pin!(samples);
+        let mut told = false;
         ended.run_until_cancelled(tokio::time::sleep(FIRST)).await;
         while let Some(Some(sample)) = ended.run_until_cancelled(samples.next()).await {
             seen.add(sample, self.elapsed());
+            if let Some((there, limit)) = sample.processes
+                && there + limit / 16 >= limit
+                && !std::mem::replace(&mut told, true)
+            {
+                let text =
+                    format!("the solver has {there} processes and threads, its limit is {limit}");
+                report.warning(text).await;
+            }
         }
         seen
     }
@@ -94,7 +105,11 @@ mod tests {
     fn sampled(samples: &[(u64, u32)]) -> Sampled {
         let mut sampled = Sampled::new(2_000_000_000);
         for &(cpu, at) in samples {
-            let sample = Sample { cpu: Duration::from_millis(cpu), memory_bytes: Some(cpu) };
+            let sample = Sample {
+                cpu: Duration::from_millis(cpu),
+                memory_bytes: Some(cpu),
+                processes: None,
+            };
             sampled.add(sample, SECOND * at);
         }
         sampled

@@ -17,8 +17,8 @@ use solverd_runner::{
     engine::{Docker, EngineError},
     run,
     task::{
-        ArtifactError, Artifacts, Event, FailureKind, InputFile, Outcome, Output, OutputPort,
-        Resources, StoredFile, Task, TaskError, Usage,
+        ArtifactError, Artifacts, Event, FailureKind, InputFile, Limits, Outcome, Output,
+        OutputPort, Resources, StoredFile, Task, TaskError, Usage,
     },
 };
 use tempfile::TempDir;
@@ -30,6 +30,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+#[path = "docker/hostile.rs"]
+mod hostile;
 
 const IMAGE: &str = "solverd-test/busybox:1";
 
@@ -146,8 +149,10 @@ impl Bench {
         };
         let reading = async {
             while let Some(event) = receiver.recv().await {
-                seen(&event);
-                events.push(event);
+                for event in singly(event) {
+                    seen(&event);
+                    events.push(event);
+                }
             }
         };
         let both = timeout(DEADLINE, async { tokio::join!(running, reading) }).await;
@@ -161,10 +166,12 @@ impl Bench {
         let mut events = Vec::new();
         let seen = async {
             while let Some(event) = receiver.recv().await {
-                let enough = last(&event);
-                events.push(event);
-                if enough {
-                    break;
+                for event in singly(event) {
+                    let enough = last(&event);
+                    events.push(event);
+                    if enough {
+                        return;
+                    }
                 }
             }
         };
@@ -179,7 +186,8 @@ impl Bench {
     async fn adopted(&self, task: &Task, events: &[Event]) -> Adopted {
         let label = format!("{JOB_LABEL}={}", task.job_id);
         let found = self.engine.list(&label).await.unwrap();
-        let mut recorded = Recorded::default();
+        let bytes: usize = texts(events).iter().map(|text| text.len() + 32).sum();
+        let mut recorded = Recorded::new(bytes as u64);
         for event in events.iter().rev() {
             if let Event::Log(line) = event
                 && !recorded.take(line)
@@ -225,6 +233,7 @@ fn task(script: &str) -> Task {
         command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         env: BTreeMap::new(),
         resources: Resources { nano_cpus: 1_000_000_000, memory_bytes: 64 << 20 },
+        limits: Limits::default(),
         network: false,
         labels: BTreeMap::new(),
         progress_regexp: None,
@@ -232,6 +241,12 @@ fn task(script: &str) -> Task {
         files: Vec::new(),
         outputs: Vec::new(),
     }
+}
+
+/// Each line by itself, of lines that came together.
+fn singly(event: Event) -> Vec<Event> {
+    let Event::Log(lines) = event else { return vec![event] };
+    lines.split('\n').map(|line| Event::Log(line.to_owned())).collect()
 }
 
 fn file_output(path: &str) -> OutputPort {
@@ -594,7 +609,7 @@ async fn a_container_is_hardened() {
         printed(&events),
         [
             "lo",
-            "CapBnd:\t00000000000000cb",
+            "CapBnd:\t00000000000000eb",
             "NoNewPrivs:\t1",
             "Seccomp:\t2",
             "docker-init",
@@ -605,8 +620,8 @@ async fn a_container_is_hardened() {
 
     let mut networked = task("ls /sys/class/net");
     networked.network = true;
-    let (_, events) = bench.run(&networked, |_| ()).await;
-    assert_eq!(printed(&events), ["eth0", "lo"]);
+    let (outcome, events) = bench.run(&networked, |_| ()).await;
+    assert_eq!(printed(&events), ["eth0", "lo"], "{outcome:?} {events:#?}");
 }
 
 #[tokio::test]

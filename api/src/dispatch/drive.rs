@@ -18,14 +18,15 @@ use crate::{
     store::{self, Claimed},
 };
 
-/// Events between runner and database. A solver that prints faster than the database writes is slowed down.
-const EVENTS: usize = 1024;
+/// Events between runner and database. They bound memory: the log comes in pieces of about 64 KiB. A solver that prints faster than the
+/// database writes is not slowed down: the engine writes its log to files of its own.
+const EVENTS: usize = 64;
 
-/// Log text that is written at once, in bytes: readers load whole chunks.
-const CHUNK: usize = 1 << 20;
+/// Log text that is written at once, in bytes, or a little more: readers load whole chunks.
+const CHUNK: usize = 1 << 16;
 
 /// Chunks of a log that are read at once.
-const CHUNKS: i64 = 8;
+const CHUNKS: i64 = 64;
 
 /// Between attempts to reach a database that is away.
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -138,7 +139,8 @@ impl Dispatcher {
 
     /// How far the log of a job was written down.
     async fn recorded(&self, claimed: &Claimed) -> store::Result<Recorded> {
-        let mut recorded = Recorded::default();
+        let bytes = self.0.db.job_log_bytes(claimed.job.id).await?;
+        let mut recorded = Recorded::new(u64::try_from(bytes).unwrap_or_default());
         let mut before = i32::MAX;
         loop {
             let chunks = self.0.db.job_log_before(claimed.job.id, before, CHUNKS).await?;
@@ -165,8 +167,8 @@ impl Dispatcher {
             let mut raised = false;
             for event in batch.drain(..) {
                 match event {
-                    Event::Log(line) => {
-                        lines += &line;
+                    Event::Log(text) => {
+                        lines += &text;
                         lines.push('\n');
                         if lines.len() > CHUNK {
                             result = result

@@ -15,7 +15,7 @@ use super::{Error, Result};
 use crate::{domain::job::Job, objects::Objects, report::chain, store::Db};
 
 /// How many chunks of a log are read at once.
-const CHUNKS: i64 = 8;
+const CHUNKS: i64 = 64;
 
 /// Pauses between attempts to store a zip. After the last, the job ends without it, and the first reader gets it made.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];

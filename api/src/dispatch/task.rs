@@ -1,9 +1,9 @@
 //! Translates: a job and its release to the runner's task, the runner's outputs to values of ports.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value as Json, json};
-use solverd_runner::task::{self, InputFile, Output, OutputPort, Resources, Task};
+use solverd_runner::task::{self, InputFile, Limits, Output, OutputPort, Resources, Task};
 
 use super::{Dispatcher, INSTANCE_LABEL};
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
         file::{File, FileRef},
         id::FileId,
         job::Job,
-        solver::{Body, Release},
+        solver::{self, Body, Release},
         time::now,
         usage::{CpuSource, Usage},
         value::{Values, cast_output},
@@ -80,6 +80,7 @@ impl Dispatcher {
                 nano_cpus: container.resources.nano_cpus,
                 memory_bytes: container.resources.memory_bytes,
             },
+            limits: narrower(self.0.limits, container.limits),
             network: container.network,
             labels: BTreeMap::from([(INSTANCE_LABEL.to_owned(), self.0.lease.instance.clone())]),
             progress_regexp: container.progress_regexp.clone(),
@@ -89,6 +90,20 @@ impl Dispatcher {
         };
         let notes = if staged { Vec::new() } else { unknown_ports(release, &inputs) };
         Ok(Ok((task, notes)))
+    }
+}
+
+/// The service's limits, and the solver's own where those are narrower.
+fn narrower(service: Limits, own: solver::Limits) -> Limits {
+    let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+    let [wall, silence] = [own.wall, own.silence].map(|own| own.map(|own| seconds(own.get())));
+    let bytes = own.log.map(|mib| u64::from(mib.get()) << 20);
+    Limits {
+        pull: service.pull,
+        wall: wall.into_iter().chain(service.wall).min(),
+        silence: silence.map_or(service.silence, |own| own.min(service.silence)),
+        grace: own.grace.map_or(service.grace, |own| seconds(own).min(service.grace)),
+        log_bytes: bytes.map_or(service.log_bytes, |own| own.min(service.log_bytes)),
     }
 }
 
@@ -148,4 +163,27 @@ pub(super) fn results(
         values.0.insert(port.key.clone(), value);
     }
     Ok((values, files))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_solver_may_narrow_its_limits() {
+        let service = Limits::default();
+        assert_eq!(narrower(service, solver::Limits::default()), service);
+        let own = |text| serde_json::from_str::<solver::Limits>(text).unwrap();
+        let narrow = own(r#"{"wall": 60, "silence": 50, "grace": 0, "log": 1}"#);
+        let narrowed = Limits {
+            pull: service.pull,
+            wall: Some(Duration::from_mins(1)),
+            silence: Duration::from_secs(50),
+            grace: Duration::ZERO,
+            log_bytes: 1 << 20,
+        };
+        assert_eq!(narrower(service, narrow), narrowed);
+        let wide = own(r#"{"wall": 600, "silence": 5000, "grace": 50, "log": 1000}"#);
+        assert_eq!(narrower(narrowed, wide), narrowed);
+    }
 }

@@ -1,18 +1,22 @@
 //! Reads a release from an image's labels: oSPARC's convention is one label `io.simcore.<field>` per field, whose value is a JSON
 //! object with that field as its only key, and `simcore.service.settings` for what the container needs.
 //!
-//! Two labels are ours: an input port may say `"required": true`, and `solverd.network=bridge` asks for a network.
+//! Three things are ours: an input port may say `"required": true`, the label `solverd.network=bridge` asks for a network, and
+//! `solverd.limits` sets limits.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
-use super::solver::{Body, Container, Port, PortType, Release, Resources, SolverKey, Version};
+use super::solver::{
+    Body, Container, Limits, Port, PortType, Release, Resources, SolverKey, Version,
+};
 
 const PREFIX: &str = "io.simcore.";
 const SETTINGS: &str = "simcore.service.settings";
 const NETWORK: &str = "solverd.network";
+const LIMITS: &str = "solverd.limits";
 
 /// What is wrong with an image's labels; names the label and the rule.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -114,6 +118,8 @@ pub fn release(
             return Err(wrong(NETWORK, format!("must be `none` or `bridge`, is `{other}`")));
         }
     };
+    let limits: Limits = serde_json::from_str(labels.get(LIMITS).map_or("{}", String::as_str))
+        .map_err(|error| wrong(LIMITS, error.to_string()))?;
     Ok(Release {
         title: cut(metadata.name.as_deref().unwrap_or_else(|| key.short_name()), 100),
         description: cut(&metadata.description, 1000),
@@ -128,6 +134,7 @@ pub fn release(
             command: settings.command,
             env: settings.env,
             resources: settings.resources,
+            limits,
             network,
             progress_regexp: metadata.progress_regexp,
         }),
@@ -312,6 +319,8 @@ fn settings(text: &str) -> Result<Settings, LabelError> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use serde_json::json;
 
     use super::*;
@@ -383,6 +392,33 @@ mod tests {
         assert_eq!(container.resources, Resources { nano_cpus: 500_000_000, memory_bytes: 100 });
         assert_eq!(container.env, BTreeMap::from([("A".to_owned(), "1".to_owned())]));
         assert_eq!((container.command, container.network), (vec!["run".to_owned()], false));
+        assert_eq!(container.limits, Limits::default());
+    }
+
+    #[test]
+    fn a_solver_sets_its_limits_itself() {
+        let limits = |text: &str| {
+            let mut labels = labels(&[]);
+            labels.insert(LIMITS.to_owned(), text.to_owned());
+            release("one:1.2.3", "sha256:1", &[], &labels).map(|release| match release.body {
+                Body::Container(container) => container.limits,
+                Body::Steps(_) => panic!("an image is one container"),
+            })
+        };
+        let expected = Limits { wall: NonZeroU32::new(7200), grace: Some(0), ..Limits::default() };
+        assert_eq!(limits(r#"{"wall": 7200, "grace": 0}"#), Ok(expected));
+        for (text, rule) in [
+            (r#"{"wal": 1}"#, "unknown field `wal`, expected one of `wall`"),
+            (r#"{"silence": 0}"#, "invalid value: integer `0`, expected a nonzero u32"),
+            (r#"{"grace": -1}"#, "invalid value: integer `-1`, expected u32"),
+            ("2 h", "invalid type: integer `2`, expected an object"),
+        ] {
+            let error = limits(text).unwrap_err().to_string();
+            assert!(
+                error.starts_with("label `solverd.limits`: ") && error.contains(rule),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Solvers: a key and a version name a release; a release has typed ports and a body that says what to run.
 
-use std::{collections::BTreeMap, fmt, str::FromStr, sync::LazyLock};
+use std::{collections::BTreeMap, fmt, num::NonZeroU32, str::FromStr, sync::LazyLock};
 
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -175,6 +175,9 @@ pub struct Container {
     pub env: BTreeMap<String, String>,
     /// What a run takes.
     pub resources: Resources,
+    /// What a run must not exceed beside that.
+    #[serde(default)]
+    pub limits: Limits,
     /// Whether a run gets a network.
     pub network: bool,
     /// The solver's own expression for progress lines.
@@ -203,6 +206,20 @@ impl fmt::Display for Resources {
         let cpus = self.nano_cpus as f64 / 1e9;
         write!(f, "{cpus} CPU and {} MiB", self.memory_bytes >> 20)
     }
+}
+
+/// Limits that a solver sets itself. Those of the service hold as well, so nothing can be gained.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "an object")]
+pub struct Limits {
+    /// Seconds from start to end.
+    pub wall: Option<NonZeroU32>,
+    /// Seconds without a line of log.
+    pub silence: Option<NonZeroU32>,
+    /// Seconds between SIGTERM and SIGKILL.
+    pub grace: Option<u32>,
+    /// MiB of log that are kept.
+    pub log: Option<NonZeroU32>,
 }
 
 /// A typed input or output.

@@ -452,7 +452,7 @@ mod tests {
     use super::*;
     use crate::domain::{
         id::UserId,
-        solver::{Container, PortType, Resources},
+        solver::{Container, Limits, PortType, Resources},
         time::now,
     };
 
@@ -495,6 +495,7 @@ mod tests {
                 command: vec![],
                 env: BTreeMap::new(),
                 resources: Resources::default(),
+                limits: Limits::default(),
                 network: false,
                 progress_regexp: None,
             }),

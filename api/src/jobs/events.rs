@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use utoipa::IntoParams;
 
-use super::logs::{JobLog, one_line};
+use super::logs::{CHUNKS, JobLog, one_line};
 use crate::{
     auth::Caller,
     domain::{
@@ -29,9 +29,6 @@ use crate::{
 
 /// A comment is sent after so long a silence: readers and proxies see that the connection lives.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-
-/// How many chunks of the log are read at once. A chunk is what arrived together, so this bounds memory, not speed.
-const CHUNKS: i64 = 4;
 
 from_request!(EventsPath, Resume);
 

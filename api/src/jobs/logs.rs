@@ -1,5 +1,7 @@
 //! The log stream: newline-delimited JSON from the first line of a job's log to its end.
 
+use std::collections::VecDeque;
+
 use actix_web::web::Bytes;
 use futures_util::{Stream, stream};
 use serde::Serialize;
@@ -21,8 +23,9 @@ use crate::{
     store::{self, Changed, Db, LogChunk, Result},
 };
 
-/// How many chunks are read at once. A chunk is what arrived together, so this bounds memory, not speed.
-const CHUNKS: i64 = 8;
+/// How many chunks are read at once. A chunk is what arrived together: of a solver that takes its time that is one line, and of one that
+/// does not 64 KiB.
+pub(super) const CHUNKS: i64 = 64;
 
 /// A line of a job's log.
 #[derive(Serialize, ToSchema)]
@@ -80,11 +83,14 @@ struct Follower {
     owner: UserId,
     changed: Changed,
     after: i32,
+    /// Chunks that are still to be sent.
+    read: VecDeque<LogChunk>,
 }
 
 /// Follows the log of a job until the job has ended or is deleted. Several may follow at once, each from the first line.
 pub(super) fn follow(db: Db, job: JobId, owner: UserId) -> impl Stream<Item = Result<Bytes>> {
-    let follower = Follower { changed: db.job_changes(job), db, job, owner, after: 0 };
+    let changed = db.job_changes(job);
+    let follower = Follower { changed, db, job, owner, after: 0, read: VecDeque::new() };
     stream::unfold(Some(follower), |follower| async move {
         let mut follower = follower?;
         match follower.next().await {
@@ -99,27 +105,29 @@ impl Follower {
     /// The next lines, at least one; `None` at the end.
     async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
+            if let Some(chunk) = self.read.pop_front() {
+                self.after = chunk.seq;
+                return Ok(Some(self.lines(&chunk)));
+            }
             // The state first: a job that had ended by then has all its log by now.
             let ended = match self.db.job_get(self.job, self.owner).await {
                 Ok(job) => job.state.is_final(),
                 Err(store::Error::NotFound { .. }) => return Ok(None),
                 Err(error) => return Err(error),
             };
-            let chunks = self.db.job_log(self.job, self.after, CHUNKS).await?;
-            if let Some(last) = chunks.last() {
-                self.after = last.seq;
-                return Ok(Some(self.lines(&chunks)));
+            self.read = self.db.job_log(self.job, self.after, CHUNKS).await?.into();
+            if self.read.is_empty() {
+                if ended {
+                    return Ok(None);
+                }
+                self.changed.wait().await;
             }
-            if ended {
-                return Ok(None);
-            }
-            self.changed.wait().await;
         }
     }
 
-    fn lines(&self, chunks: &[LogChunk]) -> Bytes {
+    fn lines(&self, chunk: &LogChunk) -> Bytes {
         let mut text = String::new();
-        for line in chunks.iter().flat_map(|chunk| chunk.text.lines()) {
+        for line in chunk.text.lines() {
             text += &one_line(&JobLog::new(self.job, line));
             text.push('\n');
         }

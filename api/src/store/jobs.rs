@@ -308,6 +308,13 @@ impl Db {
         .doing("reading a job's log")
     }
 
+    /// Bytes of a job's log.
+    pub async fn job_log_bytes(&self, id: JobId) -> Result<i64> {
+        const SQL: &str = "SELECT CAST(COALESCE(SUM(OCTET_LENGTH(text)), 0) AS BIGINT) FROM job_logs WHERE job_id = $1";
+        on!(self, |pool| sqlx::query_scalar(SQL).bind(id).fetch_one(pool).await)
+            .doing("measuring a job's log")
+    }
+
     /// The steps of a job's life after a position. They are few.
     pub async fn job_steps(&self, id: JobId, after: i32) -> Result<Vec<JobStep>> {
         const SQL: &str =

@@ -8,6 +8,7 @@ mod forms;
 mod http;
 mod limits;
 mod openapi;
+mod runner;
 mod store;
 mod studies;
 mod support;

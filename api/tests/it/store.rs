@@ -12,7 +12,7 @@ use solverd::{
         filter::{Glob, JobFilter, NoteFilter},
         id::{FileId, JobId, UserId},
         job::{Job, JobError, JobState, Lease, Transition},
-        solver::{Body, Container, Port, PortType, Release, Resources, SolverKey, Version},
+        solver::{Body, Container, Limits, Port, PortType, Release, Resources, SolverKey, Version},
         steps::Steps,
         time::{Timestamp, now},
         usage::{CpuSource, TotalUsage, Usage},
@@ -213,6 +213,7 @@ fn release(text: &str) -> Release {
             command: vec!["run".to_owned(), "--fast".to_owned()],
             env: [("A".to_owned(), "1".to_owned())].into(),
             resources: Resources::default(),
+            limits: Limits::default(),
             network: true,
             progress_regexp: Some(r"^(\d+)%$".to_owned()),
         }),
@@ -1191,6 +1192,8 @@ async fn the_log_comes_in_order(db: Db) {
     assert_eq!(log(2, 10).await, [chunk(3), chunk(4)]);
     assert_eq!(log(3, 1).await, [chunk(4)]);
     assert_eq!(log(4, 10).await, []);
+    let bytes: usize = texts.iter().map(|text| text.len()).sum();
+    assert_eq!(db.job_log_bytes(id).await.unwrap(), i64::try_from(bytes).unwrap());
 }
 
 async fn progress_never_falls(db: Db) {

@@ -32,15 +32,19 @@ use uuid::Uuid;
 
 use super::{ContainerSpec, EngineError, Exit, Found, Image, Machine, Sample, Standing, registry};
 use crate::{
-    logs::{Lines, Source},
+    logs::{Lines, Piece, Source},
     task::Resources,
 };
 
 /// Processes and threads in one container: enough for a solver with a thread per core, too few for a fork bomb.
 const PIDS: i64 = 512;
 
-/// What an entry point needs to adopt the owner of its folders and to drop to that user.
-const CAPABILITIES: [&str; 5] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"];
+/// What an entry point needs to adopt the owner of its folders and to drop to that user; and what the init needs then, to pass
+/// SIGTERM on to that user's process.
+const CAPABILITIES: [&str; 6] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SETGID", "SETUID"];
+
+/// What the engine writes of a log, for each byte that is to be read: it wraps every line in JSON, which makes more than double of short ones.
+const LOG_FILE: u64 = 3;
 
 /// Exit code after SIGKILL.
 const KILLED: i64 = 137;
@@ -220,16 +224,18 @@ impl Docker {
         self.0.start_container(id, None).await.map_err(during("starting the container"))
     }
 
-    /// Complete log lines of a started container, from the first or from where `lines` stands. Follows while the container
-    /// runs; before the start the engine would not follow, but end at once. What has no newline yet stays in `lines`.
+    /// The log of a started container, from the first line or from where `lines` stands, at most its `last` lines. Follows while
+    /// the container runs; before the start the engine would not follow, but end at once. What has no newline yet stays in `lines`.
     pub(crate) fn logs<'a>(
         &self,
         id: &str,
         lines: &'a mut Lines,
-    ) -> impl Stream<Item = Result<String, EngineError>> + Send + use<'a> {
+        last: Option<u64>,
+    ) -> impl Stream<Item = Result<Piece, EngineError>> + Send + use<'a> {
         let since = i32::try_from(lines.resume()).unwrap_or_default();
+        let last = last.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
         let options = LogsOptionsBuilder::default().follow(true).stdout(true).stderr(true);
-        let options = options.timestamps(true).since(since).build();
+        let options = options.timestamps(true).since(since).tail(&last).build();
         self.0.logs(id, Some(options)).filter_map(move |frame| {
             ready(match frame {
                 Ok(LogOutput::StdErr { message }) => lines.push(Source::Stderr, &message).map(Ok),
@@ -249,9 +255,11 @@ impl Docker {
         self.0.stats(id, Some(options)).filter_map(|stats| {
             let sample = stats.ok().and_then(|stats| {
                 let memory = stats.memory_stats.unwrap_or_default();
+                let processes = stats.pids_stats.unwrap_or_default();
                 Some(Sample {
                     cpu: Duration::from_nanos(stats.cpu_stats?.cpu_usage?.total_usage?),
                     memory_bytes: memory.max_usage.or(memory.usage),
+                    processes: processes.current.zip(processes.limit),
                 })
             });
             ready(sample)
@@ -372,9 +380,10 @@ fn body(spec: &ContainerSpec) -> ContainerCreateBody {
         oom_score_adj: Some(500),
         log_config: Some(HostConfigLogConfig {
             typ: Some("json-file".to_owned()),
-            // Unlimited by default: a solver that only prints fills the disk at 80 MiB/s.
+            // Unlimited by default: a solver that only prints fills the disk at 80 MiB/s. It is never slowed down by whoever follows, who
+            // loses what is thrown away: of the first file nothing, and at the end the last one is there.
             config: Some(HashMap::from([
-                ("max-size".to_owned(), "64m".to_owned()),
+                ("max-size".to_owned(), (LOG_FILE * spec.log_bytes).to_string()),
                 ("max-file".to_owned(), "2".to_owned()),
             ])),
         }),

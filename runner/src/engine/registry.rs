@@ -33,8 +33,10 @@ pub(super) fn credentials(image: &str) -> Result<Option<DockerCredentials>, Stri
         Ok(DockerCredential::IdentityToken(token)) => {
             DockerCredentials { identitytoken: Some(token), ..DockerCredentials::default() }
         }
+        // A configuration that is not there is said to be unreadable.
         Err(
             CredentialRetrievalError::ConfigNotFound
+            | CredentialRetrievalError::ConfigReadError
             | CredentialRetrievalError::NoCredentialConfigured,
         ) => return Ok(None),
         Err(error) => return Err(format!("the credentials for {registry}: {error}")),
