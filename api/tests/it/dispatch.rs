@@ -22,7 +22,7 @@ use solverd::{
     },
     store::Db,
 };
-use solverd_runner::engine::Docker;
+use solverd_runner::{engine::Docker, task::Limits};
 use sqlx::{Connection, Executor, SqliteConnection};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -399,6 +399,7 @@ async fn abandoned(db: Db) {
         Docker::connect().unwrap(),
         folder.path().join("work"),
         FileId::new().to_string(),
+        Limits::default(),
         Wake::default(),
         Webhooks::new(false, Vec::new()).unwrap(),
     )
