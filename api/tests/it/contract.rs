@@ -17,7 +17,7 @@ use crate::openapi::{document, operations};
 const UPSTREAM: &str = include_str!("upstream.json");
 
 /// Differences that are meant: operation, what differs, and why. `*` stands for any operation, or for any beginning or end of what differs.
-const INTENDED: [(&str, &str, &str); 17] = [
+const INTENDED: [(&str, &str, &str); 21] = [
     ("*", "402", "nothing costs anything here"),
     ("*", "504", "there is no gateway with slow servers behind it, only the object store: 502"),
     (START, "406", "no release grows obsolete"),
@@ -43,7 +43,13 @@ const INTENDED: [(&str, &str, &str); 17] = [
     ("*", "403", "what belongs to others does not exist: 404"),
     ("*", "200 application/json .status", "a wallet is always active"),
     ("*", "200 application/json .classification", "a plan never is a licence"),
+    (CLONE, "body application/json .title", NO_NUL),
+    (CLONE, "body application/json .description", NO_NUL),
+    ("PUT /v0/me", "body application/json .first_name", NO_NUL),
+    ("PUT /v0/me", "body application/json .last_name", NO_NUL),
 ];
+const CLONE: &str = "POST /v0/studies/{study_id}:clone";
+const NO_NUL: &str = "Postgres has no text with NUL";
 const STUDY_START: &str = "POST /v0/studies/{study_id}/jobs/{job_id}:start";
 const STUDY_JOB: &str = "GET /v0/studies/{study_id}/jobs/{job_id}";
 const ONE_FILE: &str = "one type takes what UserFile and UserFileToProgramJob say: of the union clients would make a third type around both";

@@ -255,6 +255,7 @@ async fn every_error_has_one_shape() {
         (&complete, &parts.to_string()),
         (&format!("{jobs}?hidden=maybe"), r#"{"values": {}}"#),
         (&jobs, r#"{"values": []}"#),
+        (&format!("{job}:start?cluster_id=9223372036854775808"), ""),
         // 422: values
         (
             &jobs,
@@ -274,7 +275,7 @@ async fn every_error_has_one_shape() {
         transcript.add(&format!("PUT /v0/me\n{body}"), &answer(profile).await);
     }
     let checkout = format!("/v0/wallets/1/licensed-items/{nowhere}/checkout");
-    for seats in [0, 1] {
+    for seats in [json!(0), json!(1.5), json!(1.0)] {
         let body = json!({"number_of_seats": seats, "service_run_id": "run"});
         let seats = app.post_json(&checkout, &body).await;
         transcript.add(&format!("POST {checkout}\n{body}"), &seats);
