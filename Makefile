@@ -58,7 +58,7 @@ fuzz: ## Fuzz the API on both databases (FUZZ=examples per operation)
 bench: build ## Time one trivial job beside the engine's own run of the same image, and lists of 1 000 and 1 000 000 jobs
 	@scripts/docker.sh
 	@scripts/images.sh sleeper
-	@python=$$(scripts/python.sh) && SOLVERD_BIN=$(RELEASE) scripts/with_service.sh $(SLEEPER):2.1.6 $$python scripts/bench.py 20 $(SLEEPER):2.1.6
+	@python=$$(scripts/python.sh) && SOLVERD_BIN=$(RELEASE) scripts/with_service.sh $(SLEEPER):2.1.6 -- $$python scripts/bench.py 20 $(SLEEPER):2.1.6
 	@url=$$(scripts/postgres.sh) && SOLVERD_TEST_POSTGRES_URL=$$url cargo bench --locked --package solverd --bench lists
 
 lint: ## Check format, lints and documentation

@@ -335,11 +335,7 @@ mod tests {
                 json!("maybe"),
                 r#"input `p` (P): "maybe" is not of type "boolean", got "maybe""#,
             ),
-            (
-                PortType::Boolean,
-                json!(2),
-                r#"input `p` (P): 2 is not of type "boolean", got 2"#,
-            ),
+            (PortType::Boolean, json!(2), r#"input `p` (P): 2 is not of type "boolean", got 2"#),
             (
                 PortType::Integer,
                 json!(2.5),
