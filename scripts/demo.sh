@@ -13,5 +13,5 @@ python=$("$ROOT/scripts/python.sh")
 image=$("$python" -c 'import json, sys; print("{key}:{version}".format(**json.load(open(sys.argv[1]))))' "$ROOT/solvers/$solver/metadata.json")
 
 say "tests/client/$program is run with oSPARC's own Python client"
-"$ROOT/scripts/with_service.sh" "$image" "$python" "$ROOT/tests/client/$program"
+"$ROOT/scripts/with_service.sh" "$image" -- "$python" "$ROOT/tests/client/$program"
 say "done"

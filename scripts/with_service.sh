@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Runs a program against a service of its own, which is gone afterwards: with_service.sh IMAGE PROGRAM [ARGUMENT...].
-# IMAGE is published; PROGRAM finds the service like oSPARC's client does, in OSPARC_API_BASE_URL, _KEY and _SECRET.
+# Runs a program against a service of its own, which is gone afterwards: with_service.sh SOLVER... -- PROGRAM [ARGUMENT...].
+# Each SOLVER, an image or a file, is published; PROGRAM finds the service like oSPARC's client does, in OSPARC_API_BASE_URL, _KEY and _SECRET.
 # Its database is SQLite, unless SERVICE_DATABASE_URL names another one.
-# Expects what `make demo` sets up: solverd itself and the image.
+# Expects what `make demo` sets up: solverd itself and the images.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-image=$1
+solvers=()
+until [ "$1" = -- ]; do
+    solvers+=("$1")
+    shift
+done
 shift
 solverd=${SOLVERD_BIN:-${CARGO_TARGET_DIR:-$ROOT/target}/debug/solverd}
 log=$CACHE/service.log
@@ -57,7 +61,7 @@ wait_for 60 ready || die "the service was not ready within 60 s"
 url=$(sed -n 's/^solverd ready at //p' "$data/ready")
 say "solverd runs at $url (log: $log)"
 
-say "publishing $image"
-"$solverd" solvers publish "$image" >&2
+say "publishing ${solvers[*]}"
+"$solverd" solvers publish "${solvers[@]}" >&2
 
 OSPARC_API_BASE_URL=$url OSPARC_API_KEY=$SOLVERD_BOOTSTRAP_KEY OSPARC_API_SECRET=$SOLVERD_BOOTSTRAP_SECRET "$@"

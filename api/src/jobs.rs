@@ -161,19 +161,19 @@ pub struct StartQuery {
     #[param(minimum = 0)]
     #[deprecated]
     #[expect(dead_code, reason = "checked, then without effect")]
-    cluster_id: Option<u64>,
+    cluster_id: Option<i64>,
 }
 
 impl StartQuery {
     fn of(request: &HttpRequest) -> Result<Self> {
         let params = Params::of_query(request)?;
         let digits = |text: &str| {
-            let number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-            // Any number will do.
-            if number { Ok(text.parse().unwrap_or(u64::MAX)) } else { Err(()) }
+            let number = text.bytes().all(|byte| byte.is_ascii_digit());
+            text.parse().ok().filter(|_| number).ok_or(())
         };
+        let rule = "must be a number from 0 to 2^63 - 1";
         #[expect(deprecated, reason = "clients may send it")]
-        Ok(Self { cluster_id: params.get("cluster_id", "must be a number from 0", digits)? })
+        Ok(Self { cluster_id: params.get("cluster_id", rule, digits)? })
     }
 }
 

@@ -135,8 +135,10 @@ impl From<DomainStudy> for Study {
 #[derive(Default, Deserialize, ToSchema)]
 pub struct StudyClone {
     /// Cut to 600 characters.
+    #[schema(pattern = r"^[^\x00]*$")]
     title: Option<String>,
     /// Cut to 65536 characters.
+    #[schema(pattern = r"^[^\x00]*$")]
     description: Option<String>,
 }
 

@@ -24,7 +24,7 @@ use crate::{
     error::{ApiError, ErrorCode, Errors, FieldError, Result},
     jobs::JobPath,
     paging::{Page, Paging},
-    request::{Body, Params, from_request},
+    request::{Body, Params, from_request, whole},
     solvers::ReleasePath,
     store::Db,
 };
@@ -350,6 +350,7 @@ pub struct LicensedResourceSourceFeatures {
 #[schema(example = json!({"number_of_seats": 1, "service_run_id": "run"}))]
 pub struct LicensedItemCheckoutData {
     #[schema(minimum = 1)]
+    #[serde(deserialize_with = "whole::<{ i64::MIN }, { i64::MAX }, _, _>")]
     number_of_seats: i64,
     /// Who sits there.
     #[expect(dead_code, reason = "checked, then without effect: there are no licensed items")]

@@ -71,8 +71,9 @@ def test_file_that_is_not_ours(ada: Client, bob: Client, tmp_path: Path, whose: 
     [
         {"number": 2, "whole": 7, "flag": False, "text": "a 'b' \"c\"\nü", "bounded": 65},
         {"number": 2.0, "whole": "7", "flag": "false", "text": "7", "bounded": "65"},
+        {"number": 2, "whole": 7, "flag": 0, "text": "", "bounded": 0},
     ],
-    ids=["values", "texts"],
+    ids=["values", "texts", "zero for false"],
 )
 def test_values_reach_the_solver_verbatim(ada: Client, shell: str, script, tmp_path: Path, values: dict):
     job = ada.job(shell, "1.0.0", script=script("cp /inputs/inputs.json /outputs/seen.txt"), **values)

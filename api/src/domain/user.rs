@@ -37,11 +37,11 @@ impl User {
 #[schema(example = json!({"first_name": "Ada", "last_name": "Lovelace", "language": "en"}))]
 pub struct ProfileUpdate {
     /// First name.
-    #[schema(value_type = Option<String>, max_length = 255)]
+    #[schema(value_type = Option<String>, max_length = 255, pattern = r"^[^\x00]*$")]
     #[serde(default)]
     pub first_name: Change<Name>,
     /// Last name.
-    #[schema(value_type = Option<String>, max_length = 255)]
+    #[schema(value_type = Option<String>, max_length = 255, pattern = r"^[^\x00]*$")]
     #[serde(default)]
     pub last_name: Change<Name>,
     /// What a front end should speak with you.

@@ -1,7 +1,8 @@
 //! Values of ports: what is accepted when a job is created, and what becomes of a solver's own outputs.
 //!
 //! The rule for inputs is generous on purpose: oSPARC's tutorials pass `"false"` to a boolean port, so a value whose *text* is valid
-//! is accepted, and delivered verbatim. What no reading makes valid is refused, with the port, the value and the rule.
+//! is accepted, and delivered verbatim; so are 0 and 1 for a boolean. What no reading makes valid is refused, with the port, the value
+//! and the rule.
 
 use std::{collections::BTreeMap, ops::Deref};
 
@@ -178,7 +179,13 @@ fn readings(value: &Json) -> Vec<Json> {
             };
             serde_json::from_str(&text).ok().into_iter().collect()
         }
-        Json::Number(_) | Json::Bool(_) => vec![Json::String(value.to_string())],
+        Json::Number(number) => {
+            // oSPARC's older tutorials mean `false` when they pass 0.
+            let truth = number.as_u64().filter(|number| *number < 2);
+            let truth = truth.map(|number| Json::Bool(number == 1));
+            [Json::String(value.to_string())].into_iter().chain(truth).collect()
+        }
+        Json::Bool(_) => vec![Json::String(value.to_string())],
         Json::Null | Json::Array(_) | Json::Object(_) => Vec::new(),
     }
 }
@@ -307,6 +314,8 @@ mod tests {
         for (kind, value) in [
             (PortType::Boolean, json!("false")),
             (PortType::Boolean, json!("True")),
+            (PortType::Boolean, json!(0)),
+            (PortType::Boolean, json!(1)),
             (PortType::Integer, json!("7")),
             (PortType::Integer, json!(2.0)),
             (PortType::Number, json!("1e-3")),
@@ -327,6 +336,7 @@ mod tests {
                 json!("maybe"),
                 r#"input `p` (P): "maybe" is not of type "boolean", got "maybe""#,
             ),
+            (PortType::Boolean, json!(2), r#"input `p` (P): 2 is not of type "boolean", got 2"#),
             (
                 PortType::Integer,
                 json!(2.5),

@@ -2,16 +2,28 @@
 
 use utoipa::openapi::{OpenApi, RefOr, link::Link, path::Operation};
 
-/// Where an id comes from: operation, status, parameter, place in the answer.
-const SOURCES: [(&str, &str, &str, &str); 5] = [
-    ("upload_file", "200", "file_id", "$response.body#/id"),
-    ("get_upload_links", "200", "file_id", "$response.body#/file_id"),
-    ("complete_multipart_upload", "200", "file_id", "$response.body#/id"),
-    ("create_solver_job", "201", "job_id", "$response.body#/id"),
-    ("list_solvers", "200", "solver_key", "$response.body#/0/id"),
+/// An operation, the status of an answer, and what that gives: parameters of other operations, and where in the answer they are.
+type Source = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+/// Where ids come from.
+const SOURCES: [Source; 10] = [
+    ("upload_file", "200", &[("file_id", "$response.body#/id")]),
+    ("get_upload_links", "200", &[("file_id", "$response.body#/file_id")]),
+    ("complete_multipart_upload", "200", &[("file_id", "$response.body#/id")]),
+    ("list_files", "200", &[("file_id", "$response.body#/0/id")]),
+    (
+        "list_solvers",
+        "200",
+        &[("solver_key", "$response.body#/0/id"), ("version", "$response.body#/0/version")],
+    ),
+    ("create_solver_job", "201", &[("job_id", "$response.body#/id")]),
+    ("list_studies", "200", &[("study_id", "$response.body#/items/0/uid")]),
+    ("clone_study", "201", &[("study_id", "$response.body#/uid")]),
+    ("create_study_job", "200", &[("job_id", "$response.body#/id")]),
+    ("get_default_wallet", "200", &[("wallet_id", "$response.body#/walletId")]),
 ];
 
-/// Adds a link for each operation whose path has the parameter and no others but those of the source's own path.
+/// Adds a link for each operation whose path has a parameter that the source gives and no others but those of the source's own path.
 pub(super) fn add(document: &mut OpenApi) {
     let operations: Vec<(String, Vec<String>)> = document
         .paths
@@ -28,29 +40,31 @@ pub(super) fn add(document: &mut OpenApi) {
             [&mut item.get, &mut item.put, &mut item.post, &mut item.patch, &mut item.delete];
         for operation in each.into_iter().flatten() {
             let name = id(operation);
-            for (_, status, parameter, place) in SOURCES.iter().filter(|source| source.0 == name) {
+            for (_, status, gives) in SOURCES.iter().filter(|source| source.0 == name) {
                 let Some(RefOr::T(response)) = operation.responses.responses.get_mut(*status)
                 else {
                     continue;
                 };
+                let given = |need: &str| gives.iter().find(|(parameter, _)| *parameter == need);
+                let value = |need: &String| {
+                    let from_path = || own.contains(need).then(|| format!("$request.path.{need}"));
+                    given(need).map(|(_, place)| (*place).to_owned()).or_else(from_path)
+                };
                 for (target, needs) in &operations {
-                    let known = |need: &String| need == parameter || own.contains(need);
                     // An upload that is complete is a file; until then it can be completed or aborted.
                     let upload = target.ends_with("_multipart_upload");
-                    let fits = *parameter != "file_id" || upload == (name == "get_upload_links");
-                    if !fits
-                        || !needs.iter().any(|need| need == parameter)
-                        || !needs.iter().all(known)
-                    {
+                    let fits = given("file_id").is_none() || upload == (name == "get_upload_links");
+                    if !fits || !needs.iter().any(|need| given(need).is_some()) {
                         continue;
                     }
-                    let link =
-                        needs.iter().fold(Link::builder().operation_id(target), |link, need| {
-                            let from_path = format!("$request.path.{need}");
-                            let value =
-                                if need == parameter { (*place).to_owned() } else { from_path };
-                            link.parameter(need, value)
-                        });
+                    let Some(values) = needs.iter().map(value).collect::<Option<Vec<_>>>() else {
+                        continue;
+                    };
+                    let link = Link::builder().operation_id(target);
+                    let link = needs
+                        .iter()
+                        .zip(values)
+                        .fold(link, |link, (need, value)| link.parameter(need, value));
                     response.links.insert(target.clone(), RefOr::T(link.build()));
                 }
             }

@@ -17,7 +17,7 @@ use crate::openapi::{document, operations};
 const UPSTREAM: &str = include_str!("upstream.json");
 
 /// Differences that are meant: operation, what differs, and why. `*` stands for any operation, or for any beginning or end of what differs.
-const INTENDED: [(&str, &str, &str); 20] = [
+const INTENDED: [(&str, &str, &str); 24] = [
     ("*", "402", "nothing costs anything here"),
     ("*", "504", "there is no gateway with slow servers behind it, only the object store: 502"),
     (START, "406", "no release grows obsolete"),
@@ -50,12 +50,18 @@ const INTENDED: [(&str, &str, &str); 20] = [
     ("*", "200 application/json .status", "a wallet is always active"),
     ("*", "200 application/json .classification", "a plan never is a licence"),
     ("*", "body application/json .callback.*", "oSPARC's clients send no callback at all"),
+    (CLONE, "body application/json .title", NO_NUL),
+    (CLONE, "body application/json .description", NO_NUL),
+    ("PUT /v0/me", "body application/json .first_name", NO_NUL),
+    ("PUT /v0/me", "body application/json .last_name", NO_NUL),
 ];
 /// What is not served of the nouns that are: there are no licensed items, and the hand-written client reaches none of these.
 const NOT_SERVED: [&str; 2] = [
     "GET /v0/licensed-items",
     "POST /v0/licensed-items/{licensed_item_id}/checked-out-items/{licensed_item_checkout_id}/release",
 ];
+const CLONE: &str = "POST /v0/studies/{study_id}:clone";
+const NO_NUL: &str = "Postgres has no text with NUL";
 const STUDY_START: &str = "POST /v0/studies/{study_id}/jobs/{job_id}:start";
 const STUDY_JOB: &str = "GET /v0/studies/{study_id}/jobs/{job_id}";
 const ONE_FILE: &str = "one type takes what UserFile and UserFileToProgramJob say: of the union clients would make a third type around both";

@@ -91,6 +91,66 @@ fn every_reference_leads_somewhere() {
     }
 }
 
+/// What a pointer into an answer leads to, by the answer's schema.
+fn schema_at<'a>(document: &'a Json, mut schema: &'a Json, pointer: &str) -> Option<&'a Json> {
+    for token in pointer.split('/').skip(1) {
+        if let Some(reference) = schema["$ref"].as_str() {
+            schema = document.pointer(reference.strip_prefix('#')?)?;
+        }
+        schema = if token.parse::<usize>().is_ok() {
+            schema.get("items")?
+        } else {
+            schema.get("properties")?.get(token)?
+        };
+    }
+    Some(schema)
+}
+
+#[test]
+fn every_link_gives_its_target_all_parameters_of_its_path() {
+    let (document, operations) = (document(), operations());
+    let holes = |operation: &Operation| -> BTreeSet<String> {
+        let parts = operation.path.split('{').skip(1);
+        parts.map(|part| part.split('}').next().unwrap().to_owned()).collect()
+    };
+    let mut sources = BTreeSet::new();
+    for operation in operations {
+        for (status, response) in operation.definition["responses"].as_object().unwrap() {
+            for (name, link) in response["links"].as_object().into_iter().flatten() {
+                let what = format!("{} {status} -> {name}", operation.id());
+                let target = operations.iter().find(|each| link["operationId"] == each.id());
+                let given = link["parameters"].as_object().unwrap();
+                let wanted = holes(target.unwrap_or_else(|| panic!("{what}: no such operation")));
+                assert_eq!(given.keys().cloned().collect::<BTreeSet<_>>(), wanted, "{what}");
+                let schema = &response["content"]["application/json"]["schema"];
+                for value in given.values().map(|value| value.as_str().unwrap()) {
+                    let is_there = match value.split_once('#') {
+                        Some(("$response.body", at)) => schema_at(&document, schema, at).is_some(),
+                        _ => {
+                            let own = value.strip_prefix("$request.path.").unwrap_or_default();
+                            holes(operation).contains(own)
+                        }
+                    };
+                    assert!(is_there, "{what}: there is no {value}");
+                }
+                sources.insert(operation.id());
+            }
+        }
+    }
+    let expected = [
+        "clone_study",
+        "complete_multipart_upload",
+        "create_solver_job",
+        "create_study_job",
+        "get_default_wallet",
+        "get_upload_links",
+        "list_files",
+        "list_solvers",
+        "list_studies",
+    ];
+    assert_eq!(sources, BTreeSet::from(expected));
+}
+
 #[test]
 fn every_operation_is_documented() {
     let says = |value: &Json| value.as_str().is_some_and(|text| !text.trim().is_empty());
