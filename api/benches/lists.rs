@@ -86,13 +86,13 @@ async fn fill(url: &str, jobs: i64) {
             "(WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < {jobs}) SELECT n FROM numbers) AS numbers"
         );
         let lists = include_str!("../../migrations/sqlite/0003_lists.sql");
-        let files = include_str!("../../migrations/sqlite/0006_finding.sql");
+        let files = include_str!("../../migrations/sqlite/0008_finding.sql");
         let at = "STRFTIME('%Y-%m-%dT%H:%M:%S+00:00', 1577836800 + n, 'unixepoch')";
         (at, numbers, [lists, files])
     } else {
         let numbers = format!("GENERATE_SERIES(1, {jobs}) AS numbers (n)");
         let lists = include_str!("../../migrations/postgres/0003_lists.sql");
-        let files = include_str!("../../migrations/postgres/0006_finding.sql");
+        let files = include_str!("../../migrations/postgres/0008_finding.sql");
         ("TO_TIMESTAMP(1577836800 + n)", numbers, [lists, files])
     };
     let next = id(&format!("n + {jobs}"));

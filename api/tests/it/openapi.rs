@@ -147,6 +147,7 @@ fn every_link_gives_its_target_all_parameters_of_its_path() {
         "list_files",
         "list_solvers",
         "list_studies",
+        "upload_file",
     ];
     assert_eq!(sources, BTreeSet::from(expected));
 }
