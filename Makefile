@@ -55,11 +55,12 @@ fuzz: ## Fuzz the API on both databases (FUZZ=examples per operation)
 	cargo build --locked --package solverd --bin solverd
 	@SOLVERD_BIN=$(SOLVERD) scripts/fuzz.sh $(FUZZ) $$RANDOM
 
-bench: build ## Time one trivial job beside the engine's own run of the same image, and lists of 1 000 and 1 000 000 jobs
+bench: build ## Time a trivial job beside the engine alone, requests beside FastAPI, and lists of 1 000 and 1 000 000 jobs
 	@scripts/docker.sh
 	@scripts/images.sh sleeper
 	@python=$$(scripts/python.sh) && SOLVERD_BIN=$(RELEASE) scripts/with_service.sh $(SLEEPER):2.1.6 -- $$python scripts/bench.py 20 $(SLEEPER):2.1.6
-	@url=$$(scripts/postgres.sh) && SOLVERD_TEST_POSTGRES_URL=$$url cargo bench --locked --package solverd --bench lists
+	@url=$$(scripts/postgres.sh) && twin=$$(scripts/python.sh api/benches/twin) && \
+		SOLVERD_TEST_POSTGRES_URL=$$url TWIN_PYTHON=$$twin cargo bench --locked --package solverd --bench requests --bench lists
 
 lint: ## Check format, lints and documentation
 	@scripts/rust.sh
