@@ -66,12 +66,13 @@ chaos: ## Do random faults under a load of jobs, on both databases, and print th
 	@python=$$(scripts/python.sh) && SOLVERD_BIN=$(SOLVERD) $$python tests/chaos/chaos.py --cycles $(CHAOS)
 	@url=$$(scripts/postgres.sh) && python=$$(scripts/python.sh) && CHAOS_POSTGRES_URL=$$url SOLVERD_BIN=$(SOLVERD) $$python tests/chaos/chaos.py --cycles $(CHAOS)
 
-bench: build ## Time trivial jobs beside the engine's own runs, log lines on their way to readers, and lists of 1 000 and 1 000 000 jobs
+bench: build ## Time jobs beside the engine's own runs, log lines on their way to readers, requests beside FastAPI, and long lists
 	@scripts/docker.sh
 	@scripts/images.sh all
 	@cargo bench --locked --package solverd --bench jobs
-	@python=$$(scripts/python.sh) && SOLVERD_BIN=$(RELEASE) scripts/with_service.sh $$($$python scripts/bench_logs.py image) $$python scripts/bench_logs.py
-	@url=$$(scripts/postgres.sh) && SOLVERD_TEST_POSTGRES_URL=$$url cargo bench --locked --package solverd --bench lists
+	@python=$$(scripts/python.sh) && SOLVERD_BIN=$(RELEASE) scripts/with_service.sh $$($$python scripts/bench_logs.py image) -- $$python scripts/bench_logs.py
+	@url=$$(scripts/postgres.sh) && twin=$$(scripts/python.sh api/benches/twin) && \
+		SOLVERD_TEST_POSTGRES_URL=$$url TWIN_PYTHON=$$twin cargo bench --locked --package solverd --bench requests --bench lists
 
 lint: ## Check format, lints and documentation
 	@scripts/rust.sh

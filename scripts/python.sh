@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Makes a Python environment with what tests/client needs, and prints the path of its interpreter.
+# Makes a Python environment and prints the path of its interpreter: python.sh [FOLDER]. With what FOLDER/requirements.txt says: that of
+# tests/client, unless another one is named.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
-requirements=$ROOT/tests/client/requirements.txt
-venv=$CACHE/venv
+folder=${1:-tests/client}
+requirements=$ROOT/$folder/requirements.txt
+venv=$CACHE/venv-${folder##*/}
 stamp=$venv/requirements.sha256
 
 [ -f "$requirements" ] || die "$requirements is missing"
