@@ -304,8 +304,8 @@ impl Dispatcher {
                 Err(error) if error.is_transient() => return Err(error.into()),
                 Err(_) => NOTHING,
             };
-            if let Some(container) = solverd_runner::find_begun(&inner.engine, id.0).await? {
-                self.launch(claimed, resources, Fate::Adopt(container));
+            if let Some(found) = solverd_runner::find_begun(&inner.engine, id.0).await? {
+                self.launch(claimed, resources, Fate::Adopt(found.id));
             } else if claimed.job.stop_requested_at.is_some() {
                 self.launch(claimed, NOTHING, Fate::Abort);
             } else if claimed.job.started_at.is_some() {

@@ -18,6 +18,8 @@ use crate::task::Resources;
 pub struct Machine {
     /// Resources of the whole machine.
     pub resources: Resources,
+    /// GPUs, as far as the engine says: one where it has NVIDIA's runtime, which does not say how many there are.
+    pub gpus: u32,
     /// Version of the engine, for people.
     pub version: String,
 }
@@ -50,6 +52,8 @@ pub struct ContainerSpec {
     pub mounts: Vec<(PathBuf, String)>,
     /// CPU and memory limit.
     pub resources: Resources,
+    /// GPUs by index.
+    pub gpus: Vec<u32>,
     /// The engine's default network, or none.
     pub network: bool,
     /// Bytes of the log that will be read; the engine keeps a little more of it.
@@ -87,6 +91,8 @@ pub struct Standing {
     pub begun: bool,
     /// When it was started, by the engine's clock.
     pub started_at: Option<SystemTime>,
+    /// The GPUs it was created with, by index.
+    pub gpus: Vec<u32>,
 }
 
 /// A container of ours that is still there.

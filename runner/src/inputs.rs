@@ -194,6 +194,8 @@ mod tests {
             env: BTreeMap::new(),
             resources: Resources { nano_cpus: 0, memory_bytes: 0 },
             limits: crate::task::Limits::default(),
+            gpus: Vec::new(),
+            mpi: false,
             network: false,
             labels: BTreeMap::new(),
             progress_regexp: None,

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    engine::{ContainerSpec, Docker, EngineError, Exit},
+    engine::{ContainerSpec, Docker, EngineError, Exit, Standing},
     folders::Folders,
     inputs,
     limits::{Clocks, within},
@@ -68,9 +68,9 @@ pub async fn run(
 }
 
 /// The container of a job, if it runs or has run: only then must the job not be run again.
-pub async fn find_begun(engine: &Docker, job_id: Uuid) -> Result<Option<String>, EngineError> {
+pub async fn find_begun(engine: &Docker, job_id: Uuid) -> Result<Option<Standing>, EngineError> {
     match engine.standing(&container_name(job_id)).await {
-        Ok(standing) => Ok(standing.begun.then_some(standing.id)),
+        Ok(standing) => Ok(Some(standing).filter(|standing| standing.begun)),
         Err(EngineError::NoContainer(_)) => Ok(None),
         Err(error) => Err(error),
     }
@@ -386,13 +386,18 @@ fn container_name(job_id: Uuid) -> String {
 }
 
 fn spec(task: &Task, image: &str, folders: &Folders) -> ContainerSpec {
+    let mode = match (task.gpus.is_empty(), task.mpi) {
+        (false, _) => "GPU",
+        (true, true) => "MPI",
+        (true, false) => "CPU",
+    };
     let mut env = task.env.clone();
     env.extend(
         [
             ("INPUT_FOLDER", "/inputs".to_owned()),
             ("OUTPUT_FOLDER", "/outputs".to_owned()),
             ("LOG_FOLDER", "/logs".to_owned()),
-            ("SC_COMP_SERVICES_SCHEDULED_AS", "CPU".to_owned()),
+            ("SC_COMP_SERVICES_SCHEDULED_AS", mode.to_owned()),
             ("SIMCORE_NANO_CPUS_LIMIT", task.resources.nano_cpus.to_string()),
             ("SIMCORE_MEMORY_BYTES_LIMIT", task.resources.memory_bytes.to_string()),
         ]
@@ -412,6 +417,7 @@ fn spec(task: &Task, image: &str, folders: &Folders) -> ContainerSpec {
             (folders.logs(), "/logs".to_owned()),
         ],
         resources: task.resources,
+        gpus: task.gpus.clone(),
         network: task.network,
         log_bytes: task.limits.log_bytes,
     }

@@ -32,6 +32,12 @@ pub struct Task {
     /// How long it may take, and how much it may print.
     #[serde(default)]
     pub limits: Limits,
+    /// The GPUs it sees, by their index on the machine.
+    #[serde(default)]
+    pub gpus: Vec<u32>,
+    /// Whether the solver is told that it runs with MPI.
+    #[serde(default)]
+    pub mpi: bool,
     /// Whether the container gets the engine's default network; otherwise it has none.
     pub network: bool,
     /// Labels put on the container beside `solverd.job`.

@@ -14,7 +14,7 @@ use std::{
 use serde_json::{Value, json};
 use solverd_runner::{
     Adopted, JOB_LABEL, Recorded, clean_up,
-    engine::{Docker, EngineError},
+    engine::{ContainerSpec, Docker, EngineError},
     run,
     task::{
         ArtifactError, Artifacts, Event, FailureKind, InputFile, Limits, Outcome, Output,
@@ -234,6 +234,8 @@ fn task(script: &str) -> Task {
         env: BTreeMap::new(),
         resources: Resources { nano_cpus: 1_000_000_000, memory_bytes: 64 << 20 },
         limits: Limits::default(),
+        gpus: Vec::new(),
+        mpi: false,
         network: false,
         labels: BTreeMap::new(),
         progress_regexp: None,
@@ -326,6 +328,39 @@ async fn files_and_values_go_in_and_come_out() {
     );
     let ours: Vec<_> = texts(&events).into_iter().filter(|text| text.contains("solverd")).collect();
     assert!(ours.iter().all(|text| text.starts_with("[solverd] ")), "{ours:#?}");
+}
+
+#[tokio::test]
+async fn a_solver_is_told_how_it_was_scheduled() {
+    let bench = Bench::new();
+    let told = task("echo $SC_COMP_SERVICES_SCHEDULED_AS");
+    let (_, events) = bench.run(&Task { mpi: true, ..told.clone() }, |_| ()).await;
+    assert_eq!(printed(&events), ["MPI"]);
+
+    // That the engine is asked for the GPU is seen even where there is none; and it tells which they were.
+    let spec = ContainerSpec {
+        name: format!("solverd-{}", told.job_id),
+        image: told.image.clone(),
+        command: told.command.clone(),
+        env: BTreeMap::new(),
+        labels: BTreeMap::new(),
+        mounts: Vec::new(),
+        resources: told.resources,
+        gpus: vec![2, 0],
+        log_bytes: 1 << 20,
+        network: false,
+    };
+    let container = bench.engine.create(&spec).await.unwrap();
+    assert_eq!(bench.engine.standing(&container).await.unwrap().gpus, spec.gpus);
+    bench.engine.remove(&container).await.unwrap();
+    let (outcome, events) = bench.run(&Task { gpus: vec![0], ..told }, |_| ()).await;
+    match outcome {
+        Outcome::Failed(error) if bench.engine.machine().await.unwrap().gpus == 0 => {
+            assert_eq!(error.kind, FailureKind::Engine, "{error}");
+            assert!(error.message.contains("could not select device driver"), "{error}");
+        }
+        _ => assert_eq!(printed(&events), ["GPU"], "{outcome:?}"),
+    }
 }
 
 #[tokio::test]

@@ -81,6 +81,8 @@ impl Dispatcher {
                 memory_bytes: container.resources.memory_bytes,
             },
             limits: narrower(self.0.limits, container.limits),
+            gpus: Vec::new(),
+            mpi: false,
             network: container.network,
             labels: BTreeMap::from([(INSTANCE_LABEL.to_owned(), self.0.lease.instance.clone())]),
             progress_regexp: container.progress_regexp.clone(),

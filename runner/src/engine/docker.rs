@@ -15,8 +15,8 @@ use bollard::{
     errors::Error,
     models::{
         ContainerCreateBody, ContainerInspectResponse, ContainerStateStatusEnum,
-        ContainerWaitResponse, CreateImageInfo, HostConfig, HostConfigLogConfig, Mount, MountType,
-        ProgressDetail,
+        ContainerWaitResponse, CreateImageInfo, DeviceRequest, HostConfig, HostConfigLogConfig,
+        Mount, MountType, ProgressDetail,
     },
     query_parameters::{
         CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
@@ -78,6 +78,7 @@ impl Docker {
                 nano_cpus: info.ncpu.unwrap_or_default() * 1_000_000_000,
                 memory_bytes: info.mem_total.unwrap_or_default(),
             },
+            gpus: info.runtimes.is_some_and(|runtimes| runtimes.contains_key("nvidia")).into(),
             version: info.server_version.unwrap_or_default(),
         })
     }
@@ -374,6 +375,7 @@ fn body(spec: &ContainerSpec) -> ContainerCreateBody {
         // The sum of memory and swap: equal means none.
         memory_swap: Some(spec.resources.memory_bytes),
         nano_cpus: Some(spec.resources.nano_cpus),
+        device_requests: (!spec.gpus.is_empty()).then(|| vec![gpus(&spec.gpus)]),
         // Without an init the solver is process 1, and ignores SIGTERM unless it handles it.
         init: Some(true),
         // When the machine runs out of memory, a solver goes before the services beside it.
@@ -397,6 +399,22 @@ fn body(spec: &ContainerSpec) -> ContainerCreateBody {
         host_config: Some(host),
         ..ContainerCreateBody::default()
     }
+}
+
+/// By index: of a mere number of them the engine would give every container the same.
+fn gpus(indices: &[u32]) -> DeviceRequest {
+    DeviceRequest {
+        device_ids: Some(indices.iter().map(ToString::to_string).collect()),
+        capabilities: Some(vec![vec!["gpu".to_owned()]]),
+        ..DeviceRequest::default()
+    }
+}
+
+/// The indices that [`gpus`] was given.
+fn gpus_of(host: HostConfig) -> Vec<u32> {
+    let requests = host.device_requests.unwrap_or_default().into_iter();
+    let ids = requests.flat_map(|request| request.device_ids.unwrap_or_default());
+    ids.filter_map(|id| id.parse().ok()).collect()
 }
 
 /// What the engine says while it is about to end, or its parts are.
@@ -479,6 +497,7 @@ fn standing(container: ContainerInspectResponse) -> Standing {
         begun: state.status != Some(ContainerStateStatusEnum::CREATED),
         // Before its start the engine says the year 1.
         started_at: started_at.filter(|at| *at > SystemTime::UNIX_EPOCH),
+        gpus: container.host_config.map(gpus_of).unwrap_or_default(),
     }
 }
 
