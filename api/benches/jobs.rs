@@ -23,7 +23,8 @@ use solverd::{
     App,
     domain::{
         labels,
-        solver::{Body, Release, Resources},
+        resources::Resources,
+        solver::{Body, Release},
         time::now,
     },
     settings::Settings,
@@ -47,7 +48,7 @@ const TURNS: usize = 5;
 /// What one job may use: eight fit at once.
 async fn share(engine: &Docker) -> Resources {
     let machine = engine.machine().await.unwrap().resources;
-    Resources { nano_cpus: machine.nano_cpus / 8, memory_bytes: 64 << 20 }
+    Resources { nano_cpus: machine.nano_cpus / 8, memory_bytes: 64 << 20, gpus: 0 }
 }
 
 #[derive(Parser)]
@@ -111,6 +112,7 @@ async fn bare(engine: &Docker, folder: &Path, release: &Release) {
             nano_cpus: container.resources.nano_cpus,
             memory_bytes: container.resources.memory_bytes,
         },
+        gpus: Vec::new(),
         network: container.network,
         log_bytes: 64 << 20,
     };

@@ -63,9 +63,8 @@ pub struct App {
     objects: Objects,
     storage: Option<Storage>,
     dispatcher: Dispatcher,
+    rules: Rules,
     wake: Wake,
-    /// Whether callbacks may go to addresses that are not public.
-    private_callbacks: bool,
     first_user: Option<(String, Credentials)>,
     /// Keeps other services from the data folder.
     lock: File,
@@ -93,6 +92,7 @@ impl App {
             .with_context(|| format!("connecting to the object store at {}", location.endpoint))?;
         let engine = Docker::connect().context("connecting to Docker")?;
         engine.ping().await.context("Docker does not answer; `solverd doctor` tells more")?;
+        let bounds = settings.bounds(&engine.machine().await?);
         let wake = Wake::default();
         let dispatcher = Dispatcher::start(
             db.clone(),
@@ -101,6 +101,7 @@ impl App {
             data_dir.join("work"),
             instance,
             settings.limits(),
+            bounds,
             wake.clone(),
             Webhooks::new(settings.webhook_private_addresses, settings.webhook_pauses.clone())?,
         )
@@ -117,8 +118,8 @@ impl App {
             objects,
             storage,
             dispatcher,
+            rules: Rules::new(bounds, settings.webhook_private_addresses),
             wake,
-            private_callbacks: settings.webhook_private_addresses,
             first_user,
             lock,
         })
@@ -136,8 +137,10 @@ impl App {
 
     /// Serves until `shutdown`; then ends what runs and closes everything.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { listener, public_url, db, objects, storage, dispatcher, wake, lock, .. } = self;
-        let rules = Data::new(Rules::new(self.private_callbacks));
+        let Self {
+            listener, public_url, db, objects, storage, dispatcher, rules, wake, lock, ..
+        } = self;
+        let rules = Data::new(rules);
         let logs = dispatcher.logs();
         let dispatching = Data::new(dispatcher.clone());
         let uploads = Data::new(Uploads::new(db.clone(), objects.clone()));

@@ -4,6 +4,7 @@
 //! happened. Whatever takes time is done by one task per job, which holds the job's slot and does not give up while the database or
 //! the object store is away: a job that was claimed reaches its end, or is picked up by a later step.
 
+mod admission;
 mod artifacts;
 mod drive;
 mod finish;
@@ -23,7 +24,7 @@ use std::{
 
 use solverd_runner::{
     CleanUpError, JOB_LABEL,
-    engine::{Docker, EngineError},
+    engine::{Docker, EngineError, Standing},
     task::{FailureKind, Limits},
 };
 use tokio::sync::Notify;
@@ -32,12 +33,16 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub use logs::LogZips;
 pub use webhooks::Webhooks;
 
+use admission::{Admission, Hold, Memory, Verdict, Wait, free_gpus};
+use logs::log_line;
+
 use crate::{
     domain::{
         file::File,
         id::{FileId, JobId},
         job::{Job, Lease, Transition},
-        solver::{Body, Release, Resources, Version},
+        resources::Bounds,
+        solver::{Body, Release, Version},
         time::now,
     },
     objects::{self, Objects},
@@ -97,13 +102,15 @@ struct Inner {
     /// Folder of the jobs' folders.
     work: PathBuf,
     lease: Lease,
-    /// What the whole machine has.
-    machine: Resources,
+    /// What jobs may have of the machine.
+    bounds: Bounds,
     /// What no job may exceed beside that.
     limits: Limits,
     wake: Wake,
     webhooks: Webhooks,
     slots: Mutex<HashMap<JobId, Slot>>,
+    /// Held by whoever admits jobs, and starting one takes a while.
+    memory: tokio::sync::Mutex<Memory>,
     sweep: uploads::Sweep,
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -111,7 +118,9 @@ struct Inner {
 
 /// What a job holds while its task is at work.
 struct Slot {
-    resources: Resources,
+    hold: Hold,
+    /// Its GPUs, by index.
+    gpus: Vec<u32>,
     stop: CancellationToken,
 }
 
@@ -131,8 +140,8 @@ impl Drop for Occupied {
 /// What is to become of a claimed job.
 enum Fate {
     Run,
-    /// Its container, of which this is the engine's id, was started by an earlier life of this instance.
-    Adopt(String),
+    /// Its container was started by an earlier life of this instance.
+    Adopt(Standing),
     /// By its steps: jobs of their own.
     Steps,
     Fail(FailureKind, String),
@@ -141,6 +150,7 @@ enum Fate {
 
 impl Dispatcher {
     /// Brings order into what an earlier life of this instance left, then is ready to run.
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that it works with")]
     pub async fn start(
         db: Db,
         objects: Objects,
@@ -148,10 +158,10 @@ impl Dispatcher {
         work: PathBuf,
         instance: String,
         limits: Limits,
+        bounds: Bounds,
         wake: Wake,
         webhooks: Webhooks,
     ) -> Result<Self> {
-        let machine = engine.machine().await?.resources;
         let dispatcher = Self(Arc::new(Inner {
             logs: LogZips::new(db.clone(), objects.clone(), work.clone()),
             db,
@@ -159,11 +169,12 @@ impl Dispatcher {
             engine,
             work,
             lease: Lease { instance },
-            machine: Resources { nano_cpus: machine.nano_cpus, memory_bytes: machine.memory_bytes },
+            bounds,
             limits,
             wake,
             webhooks,
             slots: Mutex::default(),
+            memory: tokio::sync::Mutex::default(),
             sweep: uploads::Sweep::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -214,36 +225,19 @@ impl Dispatcher {
         self.pick_up().await?;
         self.sweep_uploads();
         for job in inner.db.jobs_queued_to_stop(BATCH).await? {
-            self.claim(&job, NOTHING, Fate::Abort).await?;
+            self.claim(&job, Fate::Abort).await?;
         }
-        for job in inner.db.jobs_queued(BATCH).await? {
-            let container = match self.release(&job).await {
-                Ok(Release { body: Body::Container(container), .. }) => container,
-                // Its steps queue for the machine; it must not hold what they wait for.
-                Ok(Release { body: Body::Steps(_), .. }) => {
-                    self.claim(&job, NOTHING, Fate::Steps).await?;
-                    continue;
-                }
+        for job in inner.db.jobs_queued_for_nothing(BATCH).await? {
+            // Its steps queue for the machine; it must not hold what they wait for.
+            let fate = match self.release(&job).await {
+                Ok(_) => Fate::Steps,
                 Err(error) if error.is_transient() => return Err(error.into()),
-                Err(error) => {
-                    // One job that cannot be read must not block the others.
-                    self.claim(&job, NOTHING, Fate::Fail(FailureKind::Machine, error.to_string()))
-                        .await?;
-                    continue;
-                }
+                // One job that cannot be read must not block the others.
+                Err(error) => Fate::Fail(FailureKind::Machine, error.to_string()),
             };
-            let asked = container.resources;
-            if !fits(asked, inner.machine) {
-                let message =
-                    format!("the job asks for {asked}, this machine has {}", inner.machine);
-                self.claim(&job, NOTHING, Fate::Fail(FailureKind::Resources, message)).await?;
-            } else if fits(asked, inner.free()) {
-                self.claim(&job, asked, Fate::Run).await?;
-            } else {
-                // First come, first served: a small job behind it must not keep a large one waiting for ever.
-                break;
-            }
+            self.claim(&job, fate).await?;
         }
+        self.admit().await?;
         loop {
             let gone = inner.db.jobs_to_remove(BATCH).await?;
             if gone.is_empty() {
@@ -258,22 +252,90 @@ impl Dispatcher {
         }
     }
 
-    /// Takes a queued job, if nobody was faster, and lets a task of its own bring it to its end.
-    async fn claim(&self, job: &Job, resources: Resources, fate: Fate) -> Result<()> {
+    /// Starts what there is room for, in a fair order, and says of the others why they wait.
+    async fn admit(&self) -> Result<()> {
+        let inner = &self.0;
+        let Memory { turns, waiting: told } = &mut *inner.memory.lock().await;
+        let (heads, owners) = (inner.db.queue_heads().await?, inner.db.owners_held().await?);
+        let mut admission = Admission::new(
+            turns,
+            inner.bounds,
+            inner.slots().values().map(|slot| slot.hold),
+            owners,
+        );
+        for job in heads {
+            admission.push(job);
+        }
+        let mut waiting = HashMap::new();
+        while let Some((job, verdict)) = admission.next() {
+            match verdict {
+                Verdict::Start(hold) => {
+                    let (limits, at) = (&inner.bounds.owner, now());
+                    let claimed =
+                        inner.db.job_claim_within(job.id, &inner.lease, limits, at).await?;
+                    let Some(claimed) = claimed else {
+                        // Another service was faster: what we know of this owner is out of date.
+                        inner.wake.notify();
+                        continue;
+                    };
+                    admission.started(job.owner, hold);
+                    self.launch(claimed, hold, Fate::Run);
+                }
+                Verdict::Never(excess) => {
+                    let fate = Fate::Fail(FailureKind::Resources, format!("the job {excess}"));
+                    self.claim(&job, fate).await?;
+                }
+                Verdict::Wait(wait) => {
+                    // Not again and again: each of several services on one database has reasons of its own.
+                    if !told.get(&job.id).is_some_and(|told| told.is_like(&wait)) {
+                        self.tell_waiting(&job, &wait).await?;
+                    }
+                    waiting.insert(job.id, wait);
+                    continue;
+                }
+            }
+            if let Some(next) = inner.db.queue_head(job.owner).await? {
+                admission.push(next);
+            }
+        }
+        *told = waiting;
+        Ok(())
+    }
+
+    /// Says why a job waits, in its status and in its log.
+    async fn tell_waiting(&self, job: &Job, wait: &Wait) -> Result<()> {
+        let reason = wait.to_string();
+        if job.waiting.as_ref() == Some(&reason) {
+            return Ok(());
+        }
+        let figures = wait.figures().map(|figures| format!(" ({figures})")).unwrap_or_default();
+        let line = log_line(&format!("[solverd] waiting: {reason}{figures}")) + "\n";
+        Ok(self.0.db.job_wait(job.id, &reason, &line, now()).await?)
+    }
+
+    /// Takes a queued job that is not to run here, if nobody was faster, and lets a task of its own bring it to its end.
+    async fn claim(&self, job: &Job, fate: Fate) -> Result<()> {
         if let Some(claimed) = self.0.db.job_claim(job.id, &self.0.lease, now()).await? {
-            self.launch(claimed, resources, fate);
+            self.launch(claimed, Hold::NOTHING, fate);
         }
         Ok(())
     }
 
-    fn launch(&self, claimed: Claimed, resources: Resources, fate: Fate) {
+    fn launch(&self, claimed: Claimed, hold: Hold, fate: Fate) {
         let id = claimed.job.id;
         let stop = CancellationToken::new();
         // Between the queue and the claim somebody may have asked to stop it.
         if claimed.job.stop_requested_at.is_some() {
             stop.cancel();
         }
-        self.0.slots().insert(id, Slot { resources, stop: stop.clone() });
+        let mut slots = self.0.slots();
+        let gpus = if let Fate::Adopt(found) = &fate {
+            found.gpus.clone()
+        } else {
+            free_gpus(slots.values().flat_map(|slot| &slot.gpus), hold.resources.gpus)
+        };
+        slots.insert(id, Slot { hold, gpus, stop: stop.clone() });
+        drop(slots);
         let occupied = Occupied { dispatcher: self.clone(), id };
         self.0.tasks.spawn(async move {
             if let Err(error) = Box::pin(occupied.dispatcher.drive(claimed, fate, stop)).await {
@@ -294,28 +356,32 @@ impl Dispatcher {
                 continue;
             }
             let claimed = inner.db.job_claimed(job, &inner.lease).await?;
-            let resources = match self.release(&claimed.job).await {
+            let hold = match self.release(&claimed.job).await {
                 Ok(Release { body: Body::Steps(_), .. }) => {
-                    self.launch(claimed, NOTHING, Fate::Steps);
+                    self.launch(claimed, Hold::NOTHING, Fate::Steps);
                     continue;
                 }
-                Ok(Release { body: Body::Container(container), .. }) => container.resources,
+                Ok(Release { body: Body::Container(_), .. }) => Hold::of(claimed.job.resources),
                 // Not to be taken for a container that is gone.
                 Err(error) if error.is_transient() => return Err(error.into()),
-                Err(_) => NOTHING,
+                Err(_) => Hold::NOTHING,
             };
             if let Some(found) = solverd_runner::find_begun(&inner.engine, id.0).await? {
-                self.launch(claimed, resources, Fate::Adopt(found.id));
+                self.launch(claimed, hold, Fate::Adopt(found));
             } else if claimed.job.stop_requested_at.is_some() {
-                self.launch(claimed, NOTHING, Fate::Abort);
+                self.launch(claimed, Hold::NOTHING, Fate::Abort);
             } else if claimed.job.started_at.is_some() {
                 let message = "the job's container was removed by somebody else while solverd was not running; start a new one";
-                self.launch(claimed, NOTHING, Fate::Fail(FailureKind::Lost, message.to_owned()));
+                self.launch(
+                    claimed,
+                    Hold::NOTHING,
+                    Fate::Fail(FailureKind::Lost, message.to_owned()),
+                );
             } else if let Err(error) =
                 solverd_runner::clean_up(&inner.engine, &inner.work, id.0).await
             {
                 let message = format!("an earlier attempt left something behind: {error}");
-                self.launch(claimed, NOTHING, Fate::Fail(FailureKind::Machine, message));
+                self.launch(claimed, Hold::NOTHING, Fate::Fail(FailureKind::Machine, message));
             } else {
                 inner.db.job_finish(&claimed, Transition::Requeue, now()).await?;
             }
@@ -392,19 +458,4 @@ impl Inner {
     fn slots(&self) -> MutexGuard<'_, HashMap<JobId, Slot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// What the running jobs leave of the machine.
-    fn free(&self) -> Resources {
-        self.slots().values().fold(self.machine, |free, slot| Resources {
-            nano_cpus: free.nano_cpus - slot.resources.nano_cpus,
-            memory_bytes: free.memory_bytes - slot.resources.memory_bytes,
-        })
-    }
-}
-
-/// What a job takes that is only being finished.
-const NOTHING: Resources = Resources { nano_cpus: 0, memory_bytes: 0 };
-
-fn fits(asked: Resources, there: Resources) -> bool {
-    asked.nano_cpus <= there.nano_cpus && asked.memory_bytes <= there.memory_bytes
 }

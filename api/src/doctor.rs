@@ -22,7 +22,7 @@ type Finding = (&'static str, Result<String, (String, &'static str)>);
 pub(crate) async fn run(settings: &Settings, out: &mut impl Write) -> anyhow::Result<()> {
     let running = is_solverd(settings.listen).await;
     let findings = [
-        docker().await,
+        docker(settings).await,
         folders(settings).await,
         database(settings).await,
         port(
@@ -45,12 +45,12 @@ pub(crate) async fn run(settings: &Settings, out: &mut impl Write) -> anyhow::Re
     }
 }
 
-async fn docker() -> Finding {
+async fn docker(settings: &Settings) -> Finding {
     let machine = async { Docker::connect()?.machine().await };
     let found = machine.await.map(|machine| {
-        let (cpus, mib) =
-            (machine.resources.nano_cpus / 1_000_000_000, machine.resources.memory_bytes >> 20);
-        format!("version {}, {cpus} CPUs, {mib} MiB", machine.version)
+        let all = settings.bounds(&machine).machine;
+        let (cpus, mib) = (all.nano_cpus / 1_000_000_000, all.memory_bytes >> 20);
+        format!("version {}, {cpus} CPUs, {mib} MiB, {} GPUs", machine.version, all.gpus)
     });
     let remedy = "install and start Docker; your user must be in the group `docker`, and DOCKER_HOST must be right if it is set";
     ("Docker", found.map_err(|error| (error.to_string(), remedy)))

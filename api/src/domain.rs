@@ -7,6 +7,7 @@ pub mod filter;
 pub mod id;
 pub mod job;
 pub mod labels;
+pub mod resources;
 pub mod solver;
 pub mod steps;
 pub mod study;

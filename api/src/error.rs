@@ -57,6 +57,8 @@ codes! {
     NoOutputs => CONFLICT,
     /// The job's outputs and log were deleted.
     AssetsDeleted => CONFLICT,
+    /// The caller has as many jobs in the queue as there may be.
+    QueueFull => CONFLICT,
     /// The body is larger than is accepted.
     PayloadTooLarge => PAYLOAD_TOO_LARGE,
     /// The request's target and headers are larger than is accepted.
@@ -223,6 +225,7 @@ impl From<store::Error> for ApiError {
             store::Error::Conflict(_) | store::Error::Illegal(_) => {
                 Self::new(ErrorCode::Conflict, error.to_string())
             }
+            store::Error::QueueFull(_) => Self::new(ErrorCode::QueueFull, error.to_string()),
             store::Error::Database { .. } if error.is_away() => Self {
                 cause: Some(error.into()),
                 ..Self::new(ErrorCode::Unavailable, "the database does not answer; try again")

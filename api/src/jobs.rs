@@ -43,6 +43,7 @@ use crate::{
         filter::JobFilter,
         id::JobId,
         job::{Job as DomainJob, JobStatus},
+        resources::Amounts,
         solver::{SolverKey, Version},
         time::now,
         value::Values,
@@ -205,6 +206,39 @@ pub struct JobInputs {
     values: Values,
     /// Where the end of the job is to be told. Nobody is told of a job that was deleted.
     callback: Option<callbacks::JobCallback>,
+    resources: Option<JobResources>,
+}
+
+impl JobInputs {
+    /// What is asked for of the machine.
+    fn asked(&self) -> Amounts {
+        self.resources.map_or_else(Amounts::default, Amounts::from)
+    }
+}
+
+/// What the job is to have of a machine, within its solver's limits. What is left out is as the solver declares it.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"cpus": 1.5, "memory_bytes": 1_073_741_824}))]
+pub struct JobResources {
+    /// Number of CPUs.
+    #[schema(minimum = 0.01)]
+    cpus: Option<f64>,
+    /// Bytes of memory; with more the solver is killed.
+    #[schema(minimum = 6_291_456)]
+    memory_bytes: Option<i64>,
+    /// Number of GPUs, for this job alone.
+    #[schema(minimum = 0)]
+    gpus: Option<i64>,
+}
+
+impl From<JobResources> for Amounts {
+    fn from(asked: JobResources) -> Self {
+        let JobResources { cpus, memory_bytes, gpus } = asked;
+        #[expect(clippy::cast_possible_truncation, reason = "more than fits is more than there is")]
+        let nano_cpus = cpus.map(|cpus| (cpus * 1e9).round() as i64);
+        Self { nano_cpus, memory_bytes, gpus }
+    }
 }
 
 /// A run of a solver.
@@ -387,9 +421,10 @@ impl PartialSchema for MetaValueType {
 
 /// Create a job.
 ///
-/// Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is
-/// accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be
-/// repeated: there is one job, and every answer is the same. With a `callback` nobody has to wait for its end.
+/// Checks the values against the solver's ports, and what the job takes of the machine against what there is; nothing runs before the
+/// job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the
+/// job's log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same. With a `callback` nobody
+/// has to wait for its end.
 #[utoipa::path(tag = "jobs", params(ReleasePath, CreateQuery, Parent, IdempotencyKey), request_body = JobInputs, responses(
     (status = 201, description = "The job, not started.", body = Job),
     (status = 409, description = "The job that this key made was deleted.", body = crate::error::ErrorBody),
@@ -467,7 +502,7 @@ fn check_assets(job: &DomainJob) -> Result<()> {
 #[utoipa::path(tag = "jobs", params(JobPath, StartQuery), request_body = Option<JobEncryptionInputs>, responses(
     (status = 202, description = "Queued.", body = JobStatus),
     (status = 200, description = "It was started before.", body = JobStatus),
-    (status = 409, description = "Its assets were deleted, or its files are encrypted, which cannot be read here.", body = crate::error::ErrorBody),
+    (status = 409, description = "Its assets were deleted, its files are encrypted, which cannot be read here, or you have as many jobs in the queue as there may be.", body = crate::error::ErrorBody),
     Errors
 ))]
 #[post("/v0/solvers/{solver_key:.+}/releases/{version}/jobs/{job_id:[^/:]+}:start")]
@@ -478,6 +513,7 @@ pub async fn start_job(
     caller: Caller,
     db: Data<Db>,
     wake: Data<Wake>,
+    rules: Data<Rules>,
 ) -> Result<HttpResponse> {
     if encryption.0.is_some() {
         return Err(ApiError::new(
@@ -488,12 +524,20 @@ pub async fn start_job(
             ),
         ));
     }
-    start(&path.load(&caller, &db).await?, &db, &wake).await
+    start(&path.load(&caller, &db).await?, &db, &wake, &rules).await
 }
 
 /// Starts a job that the caller has loaded.
-pub(crate) async fn start(job: &DomainJob, db: &Db, wake: &Wake) -> Result<HttpResponse> {
-    let (job, first) = db.job_publish(job.id, job.owner, now()).await?;
+pub(crate) async fn start(
+    job: &DomainJob,
+    db: &Db,
+    wake: &Wake,
+    rules: &Rules,
+) -> Result<HttpResponse> {
+    let (job, first) = match rules.bounds.owner.queued {
+        Some(most) => db.job_publish_within(job.id, job.owner, most, now()).await?,
+        None => db.job_publish(job.id, job.owner, now()).await?,
+    };
     check_assets(&job)?;
     wake.notify();
     let status = if first { StatusCode::ACCEPTED } else { StatusCode::OK };

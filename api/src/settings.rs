@@ -5,9 +5,12 @@ use std::{ffi::OsString, net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail};
 use clap::{Args, Command, value_parser};
-use solverd_runner::task::Limits;
+use solverd_runner::{engine::Machine, task::Limits};
 
-use crate::objects::Secret;
+use crate::{
+    domain::resources::{Amounts, Bounds, OwnerLimits, Resources},
+    objects::Secret,
+};
 
 /// What every command reads.
 #[derive(Debug, Clone, Args)]
@@ -102,6 +105,30 @@ pub struct Settings {
         value_name = "SECRET"
     )]
     pub s3_secret_access_key: Option<Secret>,
+
+    /// GPUs that jobs may use; as many as the engine tells if not given, which is one where it has NVIDIA's runtime.
+    #[arg(long, env = "SOLVERD_GPUS", global = true, value_name = "NUMBER")]
+    pub gpus: Option<u32>,
+
+    /// Jobs of one owner that may run at once.
+    #[arg(long, env = "SOLVERD_OWNER_JOBS", global = true, value_name = "NUMBER", value_parser = value_parser!(i64).range(1..))]
+    pub owner_jobs: Option<i64>,
+
+    /// CPUs that the running jobs of one owner may have together, e.g. 1.5.
+    #[arg(long, env = "SOLVERD_OWNER_CPUS", global = true, value_name = "CPUS", value_parser = nano_cpus)]
+    pub owner_cpus: Option<i64>,
+
+    /// Memory that the running jobs of one owner may have together, in MiB.
+    #[arg(long, env = "SOLVERD_OWNER_MEMORY", global = true, value_name = "MIB", value_parser = value_parser!(i64).range(1..1 << 40))]
+    pub owner_memory: Option<i64>,
+
+    /// GPUs that the running jobs of one owner may have together.
+    #[arg(long, env = "SOLVERD_OWNER_GPUS", global = true, value_name = "NUMBER", value_parser = value_parser!(i64).range(0..))]
+    pub owner_gpus: Option<i64>,
+
+    /// Jobs of one owner that may be in the queue; starting another is refused.
+    #[arg(long, env = "SOLVERD_OWNER_QUEUED", global = true, value_name = "NUMBER", value_parser = value_parser!(i64).range(1..))]
+    pub owner_queued: Option<i64>,
 
     /// How long a job's image may be pulled, in seconds.
     #[arg(
@@ -222,6 +249,33 @@ impl Settings {
             log_bytes: u64::from(self.log_limit) << 20,
         }
     }
+
+    /// What jobs may have of a machine.
+    pub fn bounds(&self, machine: &Machine) -> Bounds {
+        let resources = Amounts {
+            nano_cpus: self.owner_cpus,
+            memory_bytes: self.owner_memory.map(|mib| mib << 20),
+            gpus: self.owner_gpus,
+        };
+        Bounds {
+            machine: Resources {
+                nano_cpus: machine.resources.nano_cpus,
+                memory_bytes: machine.resources.memory_bytes,
+                gpus: self.gpus.unwrap_or(machine.gpus).into(),
+            },
+            owner: OwnerLimits { jobs: self.owner_jobs, resources, queued: self.owner_queued },
+        }
+    }
+}
+
+/// Reads CPUs, in billionths.
+fn nano_cpus(text: &str) -> Result<i64, String> {
+    let cpus: f64 = text.parse().map_err(|_| "must be a number of CPUs, e.g. 1.5".to_owned())?;
+    if !(0.01..=1e6).contains(&cpus) {
+        return Err("must be from 0.01 to 1000000".to_owned());
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "it is in these bounds")]
+    Ok((cpus * 1e9).round() as i64)
 }
 
 /// Puts the configuration file's values where the built-in defaults were: clap then lets environment and flags override them.
@@ -240,10 +294,8 @@ pub fn with_config_file(command: Command, arguments: &[OsString]) -> anyhow::Res
             toml::Value::String(text) => text,
             toml::Value::Integer(number) => number.to_string(),
             toml::Value::Boolean(truth) => truth.to_string(),
-            toml::Value::Float(_)
-            | toml::Value::Datetime(_)
-            | toml::Value::Array(_)
-            | toml::Value::Table(_) => {
+            toml::Value::Float(number) => number.to_string(),
+            toml::Value::Datetime(_) | toml::Value::Array(_) | toml::Value::Table(_) => {
                 bail!("{}: `{key}` must be a string, a number or a truth value", path.display())
             }
         };

@@ -8,6 +8,7 @@ mod jobs;
 mod json;
 mod lists;
 mod once;
+mod queue;
 mod solvers;
 mod studies;
 mod usage;
@@ -94,6 +95,11 @@ pub enum Error {
     /// The job stands elsewhere.
     #[error(transparent)]
     Illegal(#[from] IllegalTransition),
+    /// The owner has as many jobs in the queue as there may be.
+    #[error(
+        "you have {0} jobs in the queue, and there may be no more; wait until one of them runs, or stop one"
+    )]
+    QueueFull(i64),
     /// The database failed.
     #[error("database, {doing}")]
     Database {

@@ -305,7 +305,7 @@ pub async fn list_study_jobs(
 #[utoipa::path(tag = "studies", params(StudyJobPath, StartQuery), responses(
     (status = 202, description = "Queued.", body = JobStatus),
     (status = 200, description = "It was started before.", body = JobStatus),
-    (status = 409, description = "Its assets were deleted.", body = crate::error::ErrorBody),
+    (status = 409, description = "Its assets were deleted, or you have as many jobs in the queue as there may be.", body = crate::error::ErrorBody),
     Errors
 ))]
 #[post("/v0/studies/{study_id:[^/:]+}/jobs/{job_id:[^/:]+}:start")]
@@ -315,8 +315,9 @@ pub async fn start_study_job(
     caller: Caller,
     db: Data<Db>,
     wake: Data<Wake>,
+    rules: Data<Rules>,
 ) -> Result<HttpResponse> {
-    jobs::start(&path.load(&caller, &db).await?, &db, &wake).await
+    jobs::start(&path.load(&caller, &db).await?, &db, &wake, &rules).await
 }
 
 /// Inspect a study's job.

@@ -17,7 +17,7 @@ use crate::{
     auth::Caller,
     domain::{
         id::UserId,
-        solver::{Body as Runs, Release, Resources},
+        resources::Resources,
         usage::{CpuSource, Usage},
         user::User,
     },
@@ -203,7 +203,7 @@ pub struct UnitExtraInfo {
     /// Bytes of memory.
     #[schema(minimum = 0)]
     ram: i64,
-    /// Bytes of a GPU's memory: none.
+    /// Bytes of a GPU's memory: GPUs are given as a whole, and theirs is not known.
     #[schema(minimum = 0)]
     vram: i64,
 }
@@ -236,12 +236,7 @@ impl From<Usage> for JobUsage {
 }
 
 impl PricingUnit {
-    fn new(release: &Release, usage: Option<Usage>) -> Self {
-        let reserved = match &release.body {
-            Runs::Container(container) => container.resources,
-            // The jobs of its steps reserve what they need, each for itself.
-            Runs::Steps(_) => Resources { nano_cpus: 0, memory_bytes: 0 },
-        };
+    fn new(reserved: Resources, usage: Option<Usage>) -> Self {
         Self {
             pricing_unit_id: FREE,
             unit_name: "Free of charge",
@@ -456,7 +451,7 @@ pub async fn get_solver_pricing_plan(
         classification: PricingPlanClassification::Tier,
         created_at: db.release_published_at(&path.solver_key, &path.version).await?,
         pricing_plan_key: "free",
-        pricing_units: vec![PricingUnit::new(&release, None)],
+        pricing_units: vec![PricingUnit::new(release.resources(), None)],
     }))
 }
 
@@ -479,6 +474,5 @@ pub async fn get_job_pricing_unit(
     db: Data<Db>,
 ) -> Result<Json<PricingUnit>> {
     let job = path.load(&caller, &db).await?;
-    let release = db.release_get(&path.solver_key, &path.version).await?;
-    Ok(Json(PricingUnit::new(&release, db.job_usage(job.id).await?)))
+    Ok(Json(PricingUnit::new(job.resources, db.job_usage(job.id).await?)))
 }

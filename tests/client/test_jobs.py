@@ -59,6 +59,21 @@ def test_stop_a_queued_job(ada: Client, shell: str, tmp_path):
     running.until("ABORTED", seconds=20)
 
 
+def test_a_job_that_waits_for_room_is_polled_to_its_end(ada: Client, bob: Client, shell: str, tmp_path):
+    endless = ada.upload(tmp_path, "script.sh", "exec sleep 600")
+    short = bob.upload(tmp_path, "script.sh", "echo done >$OUTPUT_FOLDER/seen.txt")
+    running = ada.job(shell, "1.1.0", script=endless).start()
+    running.until("STARTED")
+    waiting = bob.job(shell, "1.1.0", script=short).start()
+    status = waiting.until("WAITING_FOR_RESOURCES")
+    assert (status.progress, status.started_at, status.stopped_at) == (0, None, None)
+    reason = bob.http.post(waiting.path(":inspect")).json()["waiting"]
+    assert reason.startswith("it asks for ") and "CPU" in reason, reason
+    running.stop()
+    assert waiting.until("SUCCESS").progress == 100
+    running.until("ABORTED", seconds=20)
+
+
 def test_stop_a_finished_job(ada: Client):
     job = ada.job(input_2=0)
     status = job.run()

@@ -41,7 +41,7 @@ impl Dispatcher {
     ) -> Result<()> {
         let ending = match fate {
             Fate::Run => self.execute(&mut claimed, None, &stop).await?,
-            Fate::Adopt(container) => self.execute(&mut claimed, Some(container), &stop).await?,
+            Fate::Adopt(found) => self.execute(&mut claimed, Some(found.id), &stop).await?,
             Fate::Steps => self.follow_steps(&mut claimed, &stop).await?,
             Fate::Abort => {
                 self.note(&claimed, "[solverd] stopped").await;

@@ -2,7 +2,7 @@
 //!
 //! Everything is decided from what the database holds, so whoever takes over after a restart goes on where the last one stopped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Map;
 use solverd_runner::task::FailureKind;
@@ -36,6 +36,7 @@ impl Dispatcher {
             return Ok(Some(self.failed(claimed, FailureKind::Machine, message).await));
         };
         let mut refusal: Option<JobError> = None;
+        let mut waiting = HashSet::new();
         loop {
             let stopping = stop.is_cancelled();
             if inner.closing.is_cancelled() {
@@ -45,6 +46,14 @@ impl Dispatcher {
             let standing = fold(&claimed.job, steps, &jobs, stopping);
             if jobs.iter().any(|job| job.started_at.is_some()) {
                 self.begin_and_progress(claimed, standing.progress.min(99)).await?;
+            }
+            for job in &jobs {
+                if let Some(reason) = &job.waiting
+                    && waiting.insert((job.id, reason.clone()))
+                {
+                    let step = job.step.as_deref().unwrap_or_default();
+                    self.note(claimed, &format!("[solverd] step `{step}` waits: {reason}")).await;
+                }
             }
             let live = jobs.iter().any(|job| !job.state.is_final());
             if standing.state == JobState::Success {
@@ -139,6 +148,7 @@ impl Dispatcher {
         let checksum = inputs_checksum(&values);
         let job = Job {
             step: Some(step.name.clone()),
+            resources: release.resources(),
             ..Job::new(claimed.job.owner, step.solver.clone(), version, checksum, at)
         };
         let spawn = || inner.db.job_spawn(claimed, job.clone(), &values, at);

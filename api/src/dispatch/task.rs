@@ -69,6 +69,7 @@ impl Dispatcher {
             path: port.is_file().then(|| port.path.clone().unwrap_or_else(|| port.key.clone())),
             default: port.default.clone(),
         });
+        let gpus = self.0.slots().get(&job.id).map(|slot| slot.gpus.clone());
         let task = Task {
             job_id: job.id.0,
             image: container.image.clone(),
@@ -77,12 +78,12 @@ impl Dispatcher {
             command: container.command.clone(),
             env: container.env.clone(),
             resources: Resources {
-                nano_cpus: container.resources.nano_cpus,
-                memory_bytes: container.resources.memory_bytes,
+                nano_cpus: job.resources.nano_cpus,
+                memory_bytes: job.resources.memory_bytes,
             },
             limits: narrower(self.0.limits, container.limits),
-            gpus: Vec::new(),
-            mpi: false,
+            gpus: gpus.unwrap_or_default(),
+            mpi: container.mpi,
             network: container.network,
             labels: BTreeMap::from([(INSTANCE_LABEL.to_owned(), self.0.lease.instance.clone())]),
             progress_regexp: container.progress_regexp.clone(),

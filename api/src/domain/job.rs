@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 use super::{
     file::File,
     id::{JobId, StudyId, UserId},
+    resources::Resources,
     solver::SolverKey,
     time::Timestamp,
     value::Values,
@@ -24,6 +25,8 @@ pub enum JobState {
     NotStarted,
     /// Started by its owner, waiting for its turn.
     Published,
+    /// It is its turn, but there is no room for it.
+    WaitingForResources,
     /// Taken by a dispatcher: image and inputs are being prepared.
     Pending,
     /// The container runs.
@@ -38,15 +41,21 @@ pub enum JobState {
 
 impl JobState {
     /// Every state, in the order a job meets them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NotStarted,
         Self::Published,
+        Self::WaitingForResources,
         Self::Pending,
         Self::Started,
         Self::Success,
         Self::Failed,
         Self::Aborted,
     ];
+
+    /// Whether it is in the queue: nobody has taken it yet.
+    pub const fn is_queued(self) -> bool {
+        matches!(self, Self::Published | Self::WaitingForResources)
+    }
 
     /// Whether nothing will happen any more.
     pub const fn is_final(self) -> bool {
@@ -83,11 +92,12 @@ impl RunningState {
             Self::NotStarted => Some(JobState::NotStarted),
             Self::Published => Some(JobState::Published),
             Self::Pending => Some(JobState::Pending),
+            Self::WaitingForResources => Some(JobState::WaitingForResources),
             Self::Started => Some(JobState::Started),
             Self::Success => Some(JobState::Success),
             Self::Failed => Some(JobState::Failed),
             Self::Aborted => Some(JobState::Aborted),
-            Self::Unknown | Self::WaitingForCluster | Self::WaitingForResources => None,
+            Self::Unknown | Self::WaitingForCluster => None,
         }
     }
 }
@@ -146,6 +156,9 @@ pub struct Job {
     pub solver_version: String,
     /// Fingerprint of the input values.
     pub inputs_checksum: String,
+    /// What its container takes; nothing if it is made of steps.
+    #[sqlx(flatten)]
+    pub resources: Resources,
     /// Where it stands.
     pub state: JobState,
     /// Percent, never falling; 100 in every final state.
@@ -154,6 +167,8 @@ pub struct Job {
     pub created_at: Timestamp,
     /// When it was started by its owner.
     pub submitted_at: Option<Timestamp>,
+    /// Why it is still in the queue, once it was its turn.
+    pub waiting: Option<String>,
     /// When its container began to run.
     pub started_at: Option<Timestamp>,
     /// When it reached a final state.
@@ -179,6 +194,11 @@ pub struct Job {
 pub enum Transition {
     /// Its owner starts it.
     Publish,
+    /// It is its turn, but there is no room for it.
+    Wait {
+        /// Why.
+        reason: String,
+    },
     /// A dispatcher takes it.
     Claim(Lease),
     /// A dispatcher went away before the container ran: back into the queue.
@@ -216,6 +236,7 @@ impl Transition {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Publish => "publish",
+            Self::Wait { .. } => "wait",
             Self::Claim(_) => "claim",
             Self::Requeue => "requeue",
             Self::Start { .. } => "start",
@@ -228,6 +249,7 @@ impl Transition {
     const fn target(&self) -> JobState {
         match self {
             Self::Publish | Self::Requeue => JobState::Published,
+            Self::Wait { .. } => JobState::WaitingForResources,
             Self::Claim(_) => JobState::Pending,
             Self::Start { .. } => JobState::Started,
             Self::Succeed { .. } => JobState::Success,
@@ -240,12 +262,16 @@ impl Transition {
     const fn sources(&self) -> &'static [JobState] {
         match self {
             Self::Publish => &[JobState::NotStarted],
-            Self::Claim(_) => &[JobState::Published],
+            Self::Wait { .. } => &[JobState::Published],
+            Self::Claim(_) => &[JobState::Published, JobState::WaitingForResources],
             Self::Requeue | Self::Start { .. } => &[JobState::Pending],
             Self::Succeed { .. } => &[JobState::Started],
-            Self::Fail { .. } | Self::Abort { .. } => {
-                &[JobState::Published, JobState::Pending, JobState::Started]
-            }
+            Self::Fail { .. } | Self::Abort { .. } => &[
+                JobState::Published,
+                JobState::WaitingForResources,
+                JobState::Pending,
+                JobState::Started,
+            ],
         }
     }
 }
@@ -278,10 +304,12 @@ impl Job {
             solver_key,
             solver_version,
             inputs_checksum,
+            resources: Resources::default(),
             state: JobState::NotStarted,
             progress: 0,
             created_at: now,
             submitted_at: None,
+            waiting: None,
             started_at: None,
             stopped_at: None,
             stop_requested_at: None,
@@ -306,7 +334,8 @@ impl Job {
         self.state = transition.target();
         match transition {
             Transition::Publish => self.submitted_at = self.submitted_at.or(Some(now)),
-            Transition::Claim(lease) => self.lease = Some(lease.instance),
+            Transition::Wait { reason } => self.waiting = Some(reason),
+            Transition::Claim(lease) => (self.lease, self.waiting) = (Some(lease.instance), None),
             Transition::Requeue => self.lease = None,
             Transition::Start { container } => {
                 self.started_at = self.started_at.or(Some(now));
@@ -321,7 +350,7 @@ impl Job {
         if self.state.is_final() {
             self.stopped_at = Some(now);
             self.progress = 100;
-            self.lease = None;
+            (self.lease, self.waiting) = (None, None);
         }
         Ok(())
     }
@@ -350,11 +379,17 @@ pub struct JobStatus {
     stopped_at: Option<DateTime<Utc>>,
     /// Why it failed.
     errors: Option<Vec<JobError>>,
+    /// Why it is still in the queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    waiting: Option<String>,
 }
 
 impl From<Job> for JobStatus {
     fn from(job: Job) -> Self {
+        let its_turn = || "its turn has not come: the oldest of your jobs goes first".to_owned();
         Self {
+            waiting: job.waiting.or_else(|| (job.state == JobState::Published).then(its_turn)),
             job_id: job.id,
             state: job.state,
             progress: job.progress,
@@ -409,6 +444,7 @@ mod tests {
             JobError { loc: vec![], msg: "broken".into(), kind: "runtime".into(), ctx: Map::new() };
         vec![
             Transition::Publish,
+            Transition::Wait { reason: "r".into() },
             Transition::Claim(Lease { instance: "i".into() }),
             Transition::Requeue,
             Transition::Start { container: Some("c".into()) },
@@ -432,7 +468,7 @@ mod tests {
                     assert_eq!(job, before, "a refused step changes nothing");
                     "-".to_owned()
                 };
-                matrix += format!("{state:<12}{name:<9}{after}").trim_end();
+                matrix += format!("{state:<23}{name:<9}{after}").trim_end();
                 matrix += "\n";
             }
         }

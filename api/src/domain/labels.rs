@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
 
-use super::solver::{
-    Body, Container, Limits, Port, PortType, Release, Resources, SolverKey, Version,
+use super::{
+    resources::{Amounts, Resources},
+    solver::{Body, Container, Limits, Port, PortType, Release, SolverKey, Version},
 };
 
 const PREFIX: &str = "io.simcore.";
@@ -134,6 +135,8 @@ pub fn release(
             command: settings.command,
             env: settings.env,
             resources: settings.resources,
+            at_most: settings.at_most,
+            mpi: settings.mpi,
             limits,
             network,
             progress_regexp: metadata.progress_regexp,
@@ -241,6 +244,8 @@ fn port(place: &str, key: String, value: Json) -> Result<Port, LabelError> {
 
 struct Settings {
     resources: Resources,
+    at_most: Amounts,
+    mpi: bool,
     command: Vec<String>,
     env: BTreeMap<String, String>,
 }
@@ -266,6 +271,33 @@ struct Amount {
     nano_cpus: Option<i64>,
     #[serde(rename = "MemoryBytes")]
     memory_bytes: Option<i64>,
+    #[serde(rename = "GenericResources")]
+    generic: Vec<Generic>,
+}
+
+#[derive(Deserialize)]
+struct Generic {
+    #[serde(rename = "DiscreteResourceSpec")]
+    discrete: Option<Discrete>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Discrete {
+    kind: String,
+    #[serde(default)]
+    value: Json,
+}
+
+impl Discrete {
+    /// How many GPUs it stands for. oSPARC's VRAM, counted or in bytes, means that there must be one.
+    fn gpus(&self) -> i64 {
+        match self.kind.to_ascii_uppercase().as_str() {
+            "VRAM" => 1,
+            "GPU" | "NVIDIA-GPU" => self.value.as_i64().unwrap_or(1).max(0),
+            _ => 0,
+        }
+    }
 }
 
 fn settings(text: &str) -> Result<Settings, LabelError> {
@@ -273,6 +305,8 @@ fn settings(text: &str) -> Result<Settings, LabelError> {
         serde_json::from_str(text).map_err(|error| wrong(SETTINGS, error.to_string()))?;
     let mut settings = Settings {
         resources: Resources::default(),
+        at_most: Amounts::default(),
+        mpi: false,
         command: vec!["run".to_owned()],
         env: BTreeMap::new(),
     };
@@ -285,13 +319,20 @@ fn settings(text: &str) -> Result<Settings, LabelError> {
                 let smaller = |a: Option<i64>, b: Option<i64>| {
                     a.into_iter().chain(b).filter(|n| *n > 0).min()
                 };
-                let default = settings.resources;
-                settings.resources = Resources {
-                    nano_cpus: smaller(limits.nano_cpus, reservations.nano_cpus)
-                        .unwrap_or(default.nano_cpus),
-                    memory_bytes: smaller(limits.memory_bytes, reservations.memory_bytes)
-                        .unwrap_or(default.memory_bytes),
+                let generic = || limits.generic.iter().chain(&reservations.generic);
+                let generic = || generic().filter_map(|each| each.discrete.as_ref());
+                let declared = Amounts {
+                    nano_cpus: smaller(limits.nano_cpus, reservations.nano_cpus),
+                    memory_bytes: smaller(limits.memory_bytes, reservations.memory_bytes),
+                    gpus: generic().map(Discrete::gpus).max(),
                 };
+                settings.resources = declared.or(settings.resources);
+                settings.at_most = Amounts {
+                    nano_cpus: smaller(limits.nano_cpus, None),
+                    memory_bytes: smaller(limits.memory_bytes, None),
+                    gpus: None,
+                };
+                settings.mpi = generic().any(|each| each.kind.eq_ignore_ascii_case("MPI"));
             }
             "containerspec" => {
                 #[derive(Deserialize)]
@@ -371,7 +412,7 @@ mod tests {
         labels.insert(
             SETTINGS.into(),
             json!([
-                {"name": "Resources", "type": "Resources", "value": {"Limits": {"NanoCPUs": 2_000_000_000_i64, "MemoryBytes": 100}, "Reservations": {"NanoCPUs": 500_000_000, "MemoryBytes": 200}}},
+                {"name": "Resources", "type": "Resources", "value": {"Limits": {"NanoCPUs": 2_000_000_000_i64, "MemoryBytes": 100}, "Reservations": {"NanoCPUs": 500_000_000, "MemoryBytes": 200, "GenericResources": [{"DiscreteResourceSpec": {"Kind": "VRAM", "Value": 8_000_000_000_i64}}, {"DiscreteResourceSpec": {"Kind": "MPI", "Value": 1}}]}}},
                 {"name": "env", "type": "string", "value": ["A=1", "B=2=3"]},
                 {"name": "constraints", "type": "string", "value": ["node.role==x"]},
             ])
@@ -389,7 +430,14 @@ mod tests {
         assert_eq!(release.inputs[1].path.as_deref(), Some("dir/a.txt"));
         assert_eq!(release.inputs[2].content_schema()["items"], json!({"$ref": "#"}));
         let Body::Container(container) = release.body else { panic!("an image is one container") };
-        assert_eq!(container.resources, Resources { nano_cpus: 500_000_000, memory_bytes: 100 });
+        assert_eq!(
+            (container.resources, container.mpi),
+            (Resources { nano_cpus: 500_000_000, memory_bytes: 100, gpus: 1 }, true)
+        );
+        assert_eq!(
+            container.at_most,
+            Amounts { nano_cpus: Some(2_000_000_000), memory_bytes: Some(100), gpus: None }
+        );
         assert_eq!(container.env, BTreeMap::from([("A".to_owned(), "1".to_owned())]));
         assert_eq!((container.command, container.network), (vec!["run".to_owned()], false));
         assert_eq!(container.limits, Limits::default());

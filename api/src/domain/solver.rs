@@ -6,7 +6,10 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
-use super::steps::Steps;
+use super::{
+    resources::{Amounts, Resources},
+    steps::Steps,
+};
 
 #[expect(clippy::unwrap_used, reason = "a literal, compiled by every test")]
 static KEY: LazyLock<Regex> = LazyLock::new(|| Regex::new(SolverKey::PATTERN).unwrap());
@@ -147,6 +150,24 @@ impl Release {
         };
         known(self) == known(other)
     }
+
+    /// What a job takes that is not asked for otherwise. Where there are steps, their jobs take what they need, each for itself.
+    pub const fn resources(&self) -> Resources {
+        match &self.body {
+            Body::Container(container) => container.resources,
+            Body::Steps(_) => Resources::NOTHING,
+        }
+    }
+
+    /// The release as versions of this program read it from the same image that did not know of limits, GPUs and MPI.
+    #[must_use]
+    pub fn as_read_before(mut self) -> Self {
+        if let Body::Container(container) = &mut self.body {
+            container.resources.gpus = 0;
+            (container.at_most, container.mpi) = (Amounts::default(), false);
+        }
+        self
+    }
 }
 
 /// What a release runs.
@@ -173,8 +194,14 @@ pub struct Container {
     pub command: Vec<String>,
     /// Environment.
     pub env: BTreeMap<String, String>,
-    /// What a run takes.
+    /// What a run takes, unless it is asked for otherwise.
     pub resources: Resources,
+    /// What may be asked for at most, where the solver says so.
+    #[serde(default)]
+    pub at_most: Amounts,
+    /// Whether the solver wants to be told that it runs with MPI.
+    #[serde(default)]
+    pub mpi: bool,
     /// What a run must not exceed beside that.
     #[serde(default)]
     pub limits: Limits,
@@ -182,30 +209,6 @@ pub struct Container {
     pub network: bool,
     /// The solver's own expression for progress lines.
     pub progress_regexp: Option<String>,
-}
-
-/// CPU and memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resources {
-    /// Billionths of a CPU.
-    pub nano_cpus: i64,
-    /// Bytes.
-    pub memory_bytes: i64,
-}
-
-impl Default for Resources {
-    /// One CPU and 1 GiB: oSPARC's fallback for images that declare nothing.
-    fn default() -> Self {
-        Self { nano_cpus: 1_000_000_000, memory_bytes: 1 << 30 }
-    }
-}
-
-impl fmt::Display for Resources {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        #[expect(clippy::cast_precision_loss, reason = "for people")]
-        let cpus = self.nano_cpus as f64 / 1e9;
-        write!(f, "{cpus} CPU and {} MiB", self.memory_bytes >> 20)
-    }
 }
 
 /// Limits that a solver sets itself. Those of the service hold as well, so nothing can be gained.

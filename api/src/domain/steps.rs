@@ -452,7 +452,8 @@ mod tests {
     use super::*;
     use crate::domain::{
         id::UserId,
-        solver::{Container, Limits, PortType, Resources},
+        resources::{Amounts, Resources},
+        solver::{Container, Limits, PortType},
         time::now,
     };
 
@@ -496,6 +497,8 @@ mod tests {
                 env: BTreeMap::new(),
                 resources: Resources::default(),
                 limits: Limits::default(),
+                at_most: Amounts::default(),
+                mpi: false,
                 network: false,
                 progress_regexp: None,
             }),

@@ -182,7 +182,11 @@ impl JobMessage {
             JobState::Success => MessageType::Succeeded,
             JobState::Failed => MessageType::Failed,
             JobState::Aborted => MessageType::Aborted,
-            JobState::NotStarted | JobState::Published | JobState::Pending | JobState::Started => {
+            JobState::NotStarted
+            | JobState::Published
+            | JobState::WaitingForResources
+            | JobState::Pending
+            | JobState::Started => {
                 return None;
             }
         };

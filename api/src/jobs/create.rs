@@ -1,7 +1,7 @@
 //! Creating a job: every value and every file reference is checked before anything is stored.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -16,7 +16,9 @@ use crate::{
     domain::{
         id::StudyId,
         job::Job,
-        solver::{Release, SolverKey, Version},
+        resources::{Amounts, Bound, Bounds, Excess, Kind, Resources},
+        solver::{Body, Release, SolverKey, Version},
+        steps::Step,
         time::now,
         value::{InputRules, inputs_checksum},
     },
@@ -30,6 +32,8 @@ type Compiled = Arc<(Release, InputRules)>;
 
 /// What new jobs are checked against.
 pub struct Rules {
+    /// What a job may have of the machine. Each service checks against its own: several on one database had better be alike.
+    pub(super) bounds: Bounds,
     /// Whether callbacks may go to addresses that are not public.
     private_callbacks: bool,
     /// The rules of every release that jobs were created for. Releases are immutable, so nothing here ever grows stale.
@@ -37,9 +41,9 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Rules of no release yet.
-    pub fn new(private_callbacks: bool) -> Self {
-        Self { private_callbacks, releases: Mutex::default() }
+    /// Those of a service with these bounds.
+    pub fn new(bounds: Bounds, private_callbacks: bool) -> Self {
+        Self { bounds, private_callbacks, releases: Mutex::default() }
     }
 
     async fn of(&self, path: &ReleasePath, db: &Db) -> Result<Compiled> {
@@ -54,6 +58,62 @@ impl Rules {
         let compiled = Arc::new((release, rules));
         self.releases.lock().unwrap_or_else(PoisonError::into_inner).insert(name, compiled.clone());
         Ok(compiled)
+    }
+
+    /// What is wrong with what a job would take of the machine.
+    async fn misfits(&self, release: &Release, asked: Amounts, db: &Db) -> Result<Vec<FieldError>> {
+        let at_most = match &release.body {
+            Body::Container(container) => container.at_most,
+            Body::Steps(_) if asked != Amounts::default() => {
+                let rule = "must not be there: each step takes what its own solver declares";
+                let field = |kind: Kind| Some((kind.field(), kind.value(asked.of(kind)?)));
+                let asked: BTreeMap<_, _> = Kind::ALL.into_iter().filter_map(field).collect();
+                let place = ["body", "resources"];
+                return Ok(vec![FieldError::new("value_error", &place, asked, rule)]);
+            }
+            Body::Steps(steps) => return self.misfits_of_steps(&steps.steps, db).await,
+        };
+        let too_little = Kind::ALL.into_iter().filter_map(|kind| {
+            let (amount, least) = (asked.of(kind)?, kind.least());
+            let place = ["body", "resources", kind.field()];
+            let rule = format!("must be at least {}", kind.value(least));
+            let error = FieldError::new("value_error", &place, kind.value(amount), &rule);
+            (amount < least).then_some(error)
+        });
+        let beyond_solver = asked.or(Resources::NOTHING).excesses(at_most, Bound::Solver);
+        let beyond_bounds = self.bounds.excesses(asked.or(release.resources()));
+        let excesses = beyond_solver.chain(beyond_bounds);
+        Ok(too_little.chain(excesses.map(|excess| too_much("the job", excess))).collect())
+    }
+
+    /// The same for each step, and the steps of those that are made of steps themselves.
+    async fn misfits_of_steps(&self, steps: &[Step], db: &Db) -> Result<Vec<FieldError>> {
+        let named = |step: &Step| (format!("step `{}`", step.name), step.clone());
+        let mut open: Vec<_> = steps.iter().map(named).collect();
+        let mut misfits = Vec::new();
+        while let Some((who, step)) = open.pop() {
+            let path = ReleasePath { solver_key: step.solver, version: step.version };
+            let compiled = self.of(&path, db).await?;
+            let (release, _) = &*compiled;
+            if let Body::Steps(steps) = &release.body {
+                open.extend(steps.steps.iter().map(named));
+            }
+            let excesses = self.bounds.excesses(release.resources());
+            misfits.extend(excesses.map(|excess| too_much(&who, excess)));
+        }
+        Ok(misfits)
+    }
+}
+
+fn too_much(who: &str, excess: Excess) -> FieldError {
+    let Excess { kind, asked, most, .. } = excess;
+    let field = kind.field();
+    FieldError {
+        kind: "value_error",
+        msg: format!("`{field}`: {who} {excess}"),
+        loc: ["body", "resources", field].map(str::to_owned).into(),
+        input: kind.value(asked),
+        ctx: Some(json!({"most": kind.value(most)})),
     }
 }
 
@@ -74,20 +134,25 @@ pub(crate) async fn create(
     {
         return Ok(job);
     }
-    let JobInputs { values, callback } = inputs;
+    let asked = inputs.asked();
+    let JobInputs { values, callback, .. } = inputs;
     let callback = callback.map(|it| it.checked(rules.private_callbacks)).transpose()?;
     let compiled = rules.of(path, db).await?;
-    let (release, rules) = &*compiled;
-    let files = rules.check(&values).map_err(|problems| {
-        let fields = problems.into_iter().map(|problem| FieldError {
+    let (release, inputs) = &*compiled;
+    let mut wrong = rules.misfits(release, asked, db).await?;
+    let files = inputs.check(&values).unwrap_or_else(|problems| {
+        wrong.extend(problems.into_iter().map(|problem| FieldError {
             kind: "value_error",
             ctx: Some(json!({"port": problem.port, "rule": problem.rule})),
             loc: vec!["body".into(), "values".into(), problem.port],
             msg: problem.message,
             input: problem.value,
-        });
-        ApiError::from(fields.collect::<Vec<_>>())
-    })?;
+        }));
+        BTreeMap::new()
+    });
+    if !wrong.is_empty() {
+        return Err(wrong.into());
+    }
     let mut places =
         HashMap::from([("inputs.json".to_owned(), "the values of the other inputs".to_owned())]);
     for (port, id) in files {
@@ -119,8 +184,11 @@ pub(crate) async fn create(
         }
     }
     let (key, version) = (release.key.clone(), release.version.to_string());
-    let job =
-        Job { study_id, ..Job::new(caller.id(), key, version, inputs_checksum(&values), now()) };
+    let job = Job {
+        study_id,
+        resources: asked.or(release.resources()),
+        ..Job::new(caller.id(), key, version, inputs_checksum(&values), now())
+    };
     let Some(once) = &once else {
         db.job_add(&job, &values, callback.as_ref()).await?;
         return Ok(job);

@@ -8,7 +8,7 @@ use utoipa::IntoParams;
 use super::{JobInputs, callbacks::JobCallback};
 use crate::{
     auth::Caller,
-    domain::{id::StudyId, job::Job, time::now},
+    domain::{id::StudyId, job::Job, resources::Amounts, time::now},
     error::{ApiError, ErrorCode, FieldError, Result},
     request::from_request,
     solvers::ReleasePath,
@@ -59,6 +59,10 @@ impl IdempotencyKey {
         // The job of one study is not that of another, though both run the same.
         asked.extend(study_id.map(|study| json!(study)));
         asked.extend(inputs.callback.as_ref().map(JobCallback::fingerprint));
+        let resources = inputs.asked();
+        if resources != Amounts::default() {
+            asked.push(json!(resources));
+        }
         let mut asked = Json::Array(asked);
         asked.sort_all_objects();
         let fingerprint = Sha256::digest(asked.to_string()).to_vec();

@@ -77,7 +77,7 @@ impl Db {
     pub async fn file_remove(&self, id: FileId, owner: UserId) -> Result<()> {
         const SQL: &str = "DELETE FROM files WHERE id = $1 AND owner = $2 AND completed_at IS NOT NULL RETURNING *";
         let mut tx = self.begin().await?;
-        tx.lists_locked(owner).await?;
+        tx.owner_locked(owner).await?;
         let gone: Option<File> = within!(tx, |connection| sqlx::query_as(SQL)
             .bind(id)
             .bind(owner)
@@ -162,7 +162,7 @@ impl Tx {
     async fn newest_upload(&mut self, owner: UserId) -> Result<Option<Timestamp>> {
         const SQL: &str = "SELECT created_at FROM files WHERE owner = $1 AND completed_at IS NOT NULL AND job_id IS NULL \
                            ORDER BY created_at DESC, id DESC LIMIT 1";
-        self.lists_locked(owner).await?;
+        self.owner_locked(owner).await?;
         within!(*self, |connection| sqlx::query_scalar(SQL)
             .bind(owner)
             .fetch_optional(connection)

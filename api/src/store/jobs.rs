@@ -57,11 +57,11 @@ pub struct JobStep {
 
 /// `SELECT` of jobs without what may be large.
 macro_rules! select {
-    ($rest:literal) => {
+    ($($rest:tt)*) => {
         concat!(
-            "SELECT id, owner, parent_id, step, study_id, solver_key, solver_version, inputs_checksum, state, progress, created_at, submitted_at, started_at, \
-             stopped_at, stop_requested_at, deleted_at, assets_deleted_at, lease, container, error, log_key FROM jobs ",
-            $rest
+            "SELECT id, owner, parent_id, step, study_id, solver_key, solver_version, inputs_checksum, nano_cpus, memory_bytes, gpus, state, progress, \
+             created_at, submitted_at, waiting, started_at, stopped_at, stop_requested_at, deleted_at, assets_deleted_at, lease, container, error, log_key FROM jobs ",
+            $($rest)*
         )
     };
 }
@@ -134,7 +134,7 @@ impl Db {
     /// Stores the wish to stop a job that is queued or runs; a job in any other state stays as it is.
     pub async fn job_request_stop(&self, id: JobId, owner: UserId, now: Timestamp) -> Result<Job> {
         const SQL: &str = "UPDATE jobs SET stop_requested_at = COALESCE(stop_requested_at, $2) \
-                           WHERE id = $1 AND state IN ('PUBLISHED', 'PENDING', 'STARTED')";
+                           WHERE id = $1 AND state IN ('PUBLISHED', 'WAITING_FOR_RESOURCES', 'PENDING', 'STARTED')";
         self.job_get(id, owner).await?;
         on!(self, |pool| sqlx::query(SQL).bind(id).bind(now).execute(pool).await.map(drop))
             .doing("stopping a job")?;
@@ -333,24 +333,6 @@ impl Db {
 
 /// For dispatchers.
 impl Db {
-    /// The head of the queue: jobs to run, oldest first.
-    pub async fn jobs_queued(&self, limit: i64) -> Result<Vec<Job>> {
-        const SQL: &str = select!(
-            "WHERE state = 'PUBLISHED' AND stop_requested_at IS NULL ORDER BY submitted_at, id LIMIT $1"
-        );
-        on!(self, |pool| sqlx::query_as(SQL).bind(limit).fetch_all(pool).await)
-            .doing("reading the queue")
-    }
-
-    /// Queued jobs that are to be stopped.
-    pub async fn jobs_queued_to_stop(&self, limit: i64) -> Result<Vec<Job>> {
-        const SQL: &str = select!(
-            "WHERE state = 'PUBLISHED' AND stop_requested_at IS NOT NULL ORDER BY submitted_at, id LIMIT $1"
-        );
-        on!(self, |pool| sqlx::query_as(SQL).bind(limit).fetch_all(pool).await)
-            .doing("reading the queue")
-    }
-
     /// The jobs this instance runs, or ran before it was restarted.
     pub async fn jobs_leased(&self, lease: &Lease) -> Result<Vec<Job>> {
         const SQL: &str = select!("WHERE lease = $1 ORDER BY id");
@@ -540,7 +522,7 @@ impl Db {
     }
 
     /// What changes a step changes the whole.
-    fn notify(&self, job: &Job) {
+    pub(super) fn notify(&self, job: &Job) {
         self.changes.notify(job.id);
         if let Some(whole) = job.parent_id {
             self.changes.notify(whole);
@@ -556,7 +538,8 @@ impl Tx {
         callback: Option<&Callback>,
     ) -> Result<()> {
         const SQL: &str = "INSERT INTO jobs (id, owner, solver_key, solver_version, inputs, inputs_checksum, metadata, state, progress, \
-                           created_at, parent_id, step, study_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+                           created_at, parent_id, step, study_id, nano_cpus, memory_bytes, gpus) \
+                           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)";
         // A step is in no list.
         if job.parent_id.is_none() {
             self.job_listed(job).await?;
@@ -573,7 +556,9 @@ impl Tx {
                 .bind(Values::default())
                 .bind(job.state);
             let query = query.bind(job.progress).bind(job.created_at).bind(job.parent_id);
-            query.bind(&job.step).bind(job.study_id).execute(connection).await.map(drop)
+            let query = query.bind(&job.step).bind(job.study_id).bind(job.resources.nano_cpus);
+            let query = query.bind(job.resources.memory_bytes).bind(job.resources.gpus);
+            query.execute(connection).await.map(drop)
         })
         .doing("adding a job")?;
         if let Some(callback) = callback {
@@ -583,7 +568,7 @@ impl Tx {
     }
 
     /// Apply, one update, one row of history.
-    async fn transit(
+    pub(super) async fn transit(
         &mut self,
         job: &mut Job,
         transition: Transition,
@@ -595,7 +580,7 @@ impl Tx {
         self.event_add(job, name, now).await
     }
 
-    async fn job_locked(&mut self, id: JobId) -> Result<Job> {
+    pub(super) async fn job_locked(&mut self, id: JobId) -> Result<Job> {
         // SQLite holds the lock of the whole database already.
         let job = match self {
             Self::Sqlite(tx) => {
@@ -617,9 +602,9 @@ impl Tx {
             .doing("removing a job's files")
     }
 
-    async fn job_update(&mut self, job: &Job) -> Result<()> {
+    pub(super) async fn job_update(&mut self, job: &Job) -> Result<()> {
         const SQL: &str = "UPDATE jobs SET state = $2, progress = $3, submitted_at = $4, started_at = $5, stopped_at = $6, lease = $7, \
-                           container = $8, error = $9, log_key = $10 WHERE id = $1";
+                           container = $8, error = $9, log_key = $10, waiting = $11 WHERE id = $1";
         within!(*self, |connection| {
             let query = sqlx::query(SQL)
                 .bind(job.id)
@@ -631,7 +616,8 @@ impl Tx {
                 .bind(job.stopped_at)
                 .bind(&job.lease)
                 .bind(&job.container);
-            query.bind(&job.error).bind(&job.log_key).execute(connection).await.map(drop)
+            let query = query.bind(&job.error).bind(&job.log_key).bind(&job.waiting);
+            query.execute(connection).await.map(drop)
         })
         .doing("updating a job")
     }

@@ -269,7 +269,7 @@ impl Tx {
     pub(super) async fn job_listed(&mut self, job: &Job) -> Result<()> {
         const NEWEST: &str = "SELECT created_at FROM jobs WHERE owner = $1 AND deleted_at IS NULL AND parent_id IS NULL \
                               ORDER BY created_at DESC, id DESC LIMIT 1";
-        self.lists_locked(job.owner).await?;
+        self.owner_locked(job.owner).await?;
         let newest: Option<Timestamp> = within!(*self, |connection| sqlx::query_scalar(NEWEST)
             .bind(job.owner)
             .fetch_optional(connection)
@@ -283,7 +283,7 @@ impl Tx {
 
     /// Counts a job out of its owner's lists.
     pub(super) async fn job_unlisted(&mut self, job: &Job) -> Result<()> {
-        self.lists_locked(job.owner).await?;
+        self.owner_locked(job.owner).await?;
         for list in [String::new(), list_of(&job.solver_key, &job.solver_version)] {
             self.list_remove(job.owner, &list, job.created_at).await?;
         }
@@ -356,15 +356,15 @@ impl Tx {
         Ok(counted > 0)
     }
 
-    /// One at a time changes the counts of an owner.
-    pub(super) async fn lists_locked(&mut self, owner: UserId) -> Result<()> {
+    /// One at a time changes the counts of an owner, and what the owner holds.
+    pub(super) async fn owner_locked(&mut self, owner: UserId) -> Result<()> {
         const SQL: &str = "SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE";
         match self {
             // It holds the lock of the whole database already.
             Self::Sqlite(_) => Ok(()),
             Self::Postgres(tx) => sqlx::query(SQL).bind(owner).execute(&mut **tx).await.map(drop),
         }
-        .doing("locking an owner's lists")
+        .doing("locking an owner")
     }
 
     /// Replaces what can be searched for.

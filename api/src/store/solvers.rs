@@ -8,10 +8,12 @@ use crate::domain::{
 };
 
 impl Db {
-    /// Publishes a release. Doing it again with the same definition changes nothing; another definition is refused, because
-    /// releases are immutable. Says whether it is new.
+    /// Publishes a release. Doing it again with the same definition changes nothing, or adds what an earlier version of this program
+    /// did not read; another definition is refused, because releases are immutable. Says whether it is new.
     pub async fn release_publish(&self, release: &Release, now: Timestamp) -> Result<bool> {
         const SQL: &str = "INSERT INTO releases (solver_key, solver_version, definition, published_at) VALUES ($1, $2, $3, $4)";
+        const ADD: &str =
+            "UPDATE releases SET definition = $3 WHERE solver_key = $1 AND solver_version = $2";
         let mut tx = self.begin().await?;
         let inserted = within!(tx, |connection| {
             let query =
@@ -29,7 +31,17 @@ impl Db {
             Err(error) if is_duplicate(&error) => {
                 // SQLite would keep others waiting for it.
                 drop(tx);
-                if self.release_get(&release.key, &release.version).await?.is_same(release) {
+                let known = self.release_get(&release.key, &release.version).await?;
+                if known.is_same(release) {
+                    return Ok(false);
+                }
+                if known.is_same(&release.clone().as_read_before()) {
+                    let (key, version) = (&release.key, release.version.to_string());
+                    on!(self, |pool| {
+                        let query = sqlx::query(ADD).bind(key).bind(version).bind(release);
+                        query.execute(pool).await.map(drop)
+                    })
+                    .doing("adding to a release")?;
                     return Ok(false);
                 }
                 Err(Error::Conflict(format!(

@@ -12,9 +12,10 @@ use solverd::{
     domain::{
         file::File,
         id::{FileId, JobId, UserId},
-        job::Lease,
-        solver::Resources,
+        job::{Job, Lease},
+        resources::{Bounds, Kind, OwnerLimits, Resources},
         time::now,
+        value::Values,
     },
     objects::{
         self, Location, Objects,
@@ -68,12 +69,16 @@ async fn what_runs_outlives_a_shutdown() {
     let running = app.start_job(&release, json!({"input_2": 4})).await;
     let began = app.wait_for(&running, &["STARTED"]).await;
     let waiting = app.start_job(&release, json!({"input_2": 0})).await;
-    assert_eq!(app.wait_for(&waiting, &["PUBLISHED"]).await["progress"], 0);
+    assert_eq!(app.wait_for(&waiting, &["WAITING_FOR_RESOURCES"]).await["progress"], 0);
     let data = app.leave().await;
     assert_eq!(containers(data.path()).await.len(), 1);
 
     let app = TestApp::start_in(data, &[]).await;
-    assert_eq!(app.wait_for(&waiting, &["PUBLISHED"]).await["progress"], 0, "its place is taken");
+    assert_eq!(
+        app.wait_for(&waiting, &["WAITING_FOR_RESOURCES"]).await["progress"],
+        0,
+        "its place is taken"
+    );
     assert_slept_once(&app, &running, 4).await;
     let ended = app.wait_for_end(&running).await;
     assert_eq!(ended["started_at"], began["started_at"]);
@@ -220,22 +225,32 @@ async fn a_deleted_job_stops_and_leaves_nothing() {
     app.stop().await;
 }
 
+/// A job in the queue that asks for more than there is: it was put there by a service on another machine.
 #[tokio::test]
-async fn a_job_that_no_machine_fits_fails_at_once() {
+async fn a_queued_job_that_can_never_run_fails_at_once() {
     let app = TestApp::start().await;
     let machine = machine().await;
-    let more = Resources { nano_cpus: machine.nano_cpus + 1_500_000_000, ..machine };
-    let release = app.publish(sleeper_with("3.0.0", more).await).await;
+    let resources = Resources { nano_cpus: machine.nano_cpus + 1_500_000_000, ..machine };
     let ordinary = app.publish(sleeper().await).await;
-    let job = app.start_job(&release, json!({})).await;
+    let db = app.db().await;
+    let owner = db.user_by_email("ada@example.org").await.unwrap().id;
+    let (key, version) = (ordinary.key.clone(), ordinary.version.to_string());
+    let job = Job { resources, ..Job::new(owner, key, version, String::new(), now()) };
+    db.job_add(&job, &Values::default(), None).await.unwrap();
+    db.job_publish(job.id, owner, now()).await.unwrap();
+    db.close().await;
+
     let behind = app.start_job(&ordinary, json!({"input_2": 0})).await;
+    let job = format!("/v0/solvers/{}/releases/{}/jobs/{}", ordinary.key, ordinary.version, job.id);
     let ended = app.wait_for_end(&job).await;
     assert_eq!(text(&ended, "/state"), "FAILED", "{ended:#}");
     assert_eq!(text(&ended, "/errors/0/type"), "runtime.resources");
     let message = text(&ended, "/errors/0/msg");
-    for resources in [more, machine] {
-        assert!(message.contains(&resources.to_string()), "{message:?} names {resources}");
-    }
+    let [asked, most] = [resources, machine].map(|it| Kind::Cpus.amount(it.nano_cpus));
+    let expected = format!(
+        "the job asks for {asked} and can never have it: this service's machine has {most}"
+    );
+    assert_eq!(message, expected);
     let log = log_in_zip(&app, &app.get(&format!("{job}/outputs/logfile")).await).await;
     assert!(log.contains(message), "{log}");
     let ended = app.wait_for_end(&behind).await;
@@ -400,6 +415,7 @@ async fn abandoned(db: Db) {
         folder.path().join("work"),
         FileId::new().to_string(),
         Limits::default(),
+        Bounds { machine: machine().await, owner: OwnerLimits::default() },
         Wake::default(),
         Webhooks::new(false, Vec::new()).unwrap(),
     )

@@ -16,11 +16,7 @@ use reqwest::{
     header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER},
 };
 use serde_json::{Value as Json, json};
-use solverd::domain::{
-    id::JobId,
-    solver::{Resources, SolverKey},
-    user::Credentials,
-};
+use solverd::domain::{id::JobId, resources::Resources, solver::SolverKey, user::Credentials};
 use sqlx::{ConnectOptions, Connection, Executor, SqliteConnection, postgres::PgConnectOptions};
 use tokio::{
     io::copy_bidirectional,

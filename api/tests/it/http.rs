@@ -11,7 +11,8 @@ use reqwest::{
 use serde_json::{Value as Json, json};
 use solverd::domain::{
     id::JobId,
-    solver::{Resources, SolverKey, Version},
+    resources::Resources,
+    solver::{SolverKey, Version},
     usage::seconds,
     user::Credentials,
 };
@@ -158,7 +159,11 @@ fn check_stream(stream: &Answer, id: &str) -> Vec<String> {
 
 /// The text of the one file in a job's log zip.
 pub(crate) async fn log_in_zip(app: &Api, link: &Answer) -> String {
-    let content = app.follow(link).await;
+    unzipped(app.follow(link).await)
+}
+
+/// The one file of a log zip.
+pub(crate) fn unzipped(content: Vec<u8>) -> String {
     let mut zip = zip::ZipArchive::new(std::io::Cursor::new(content)).unwrap();
     assert_eq!(zip.len(), 1);
     let mut file = zip.by_index(0).unwrap();

@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, num::NonZeroU32};
 
 use serde_json::{Value as Json, json};
-use solverd::domain::solver::{
-    Body, Container, Limits, Port, PortType, Release, Resources, Version,
+use solverd::domain::{
+    resources::{Amounts, Resources},
+    solver::{Body, Container, Limits, Port, PortType, Release, Version},
 };
 use solverd_runner::engine::Docker;
 use tokio::{
@@ -38,8 +39,10 @@ async fn shell(script: &str, limits: Limits) -> Release {
             image_digest: None,
             command: ["sh", "-c", script].map(str::to_owned).to_vec(),
             env: BTreeMap::new(),
-            resources: Resources { nano_cpus: 500_000_000, memory_bytes: 64 << 20 },
+            resources: Resources { nano_cpus: 500_000_000, memory_bytes: 64 << 20, gpus: 0 },
             limits,
+            at_most: Amounts::default(),
+            mpi: false,
             network: false,
             progress_regexp: None,
         }),

@@ -12,7 +12,8 @@ use solverd::{
         filter::{Glob, JobFilter, NoteFilter},
         id::{FileId, JobId, UserId},
         job::{Job, JobError, JobState, Lease, Transition},
-        solver::{Body, Container, Limits, Port, PortType, Release, Resources, SolverKey, Version},
+        resources::{Amounts, Held, OwnerLimits, Resources},
+        solver::{Body, Container, Limits, Port, PortType, Release, SolverKey, Version},
         steps::Steps,
         time::{Timestamp, now},
         usage::{CpuSource, TotalUsage, Usage},
@@ -139,6 +140,12 @@ on_both! {
     one_of_16_publications_wins,
     one_of_16_claims_wins,
     the_queue_is_in_the_order_of_submission,
+    each_owner_has_one_head_of_the_queue,
+    a_waiting_job_says_why,
+    what_owners_hold_is_added_up,
+    racing_claims_keep_to_the_owners_limits,
+    a_full_queue_takes_no_more,
+    a_release_is_read_anew_from_the_same_image,
     a_stop_is_an_intent_until_somebody_acts,
     only_the_holder_of_the_lease_ends_a_job,
     a_requeued_job_runs_elsewhere,
@@ -214,6 +221,8 @@ fn release(text: &str) -> Release {
             env: [("A".to_owned(), "1".to_owned())].into(),
             resources: Resources::default(),
             limits: Limits::default(),
+            at_most: Amounts::default(),
+            mpi: false,
             network: true,
             progress_regexp: Some(r"^(\d+)%$".to_owned()),
         }),
@@ -732,14 +741,174 @@ async fn the_queue_is_in_the_order_of_submission(db: Db) {
     db.job_publish(third, owner, begin).await.unwrap();
     db.job_publish(first, owner, after(begin, 1)).await.unwrap();
     db.job_publish(second, owner, after(begin, 2)).await.unwrap();
-    let queue = async |limit| {
-        let jobs = db.jobs_queued(limit).await.unwrap();
-        jobs.iter().map(|job| job.id).collect::<Vec<_>>()
+    for expected in [third, first, second] {
+        let head = db.queue_head(owner).await.unwrap().expect("a job in the queue");
+        assert_eq!(head.id, expected);
+        assert_eq!(db.queue_heads().await.unwrap(), [head]);
+        db.job_claim(expected, &lease("one"), now()).await.unwrap().unwrap();
+    }
+    assert_eq!(db.queue_head(owner).await.unwrap(), None);
+    assert_eq!(db.queue_heads().await.unwrap(), []);
+}
+
+async fn each_owner_has_one_head_of_the_queue(db: Db) {
+    let ada = ready(&db).await;
+    let mut heads = Vec::new();
+    for email in ["bob@example.org", "cyd@example.org", "dan@example.org"] {
+        let owner = user(&db, email).await.id;
+        heads.push((owner, queued(&db, owner).await));
+        queued(&db, owner).await;
+    }
+    // What is to be stopped is not to be run, and what takes nothing waits for nobody.
+    let stopped = queued(&db, ada).await;
+    db.job_request_stop(stopped, ada, now()).await.unwrap();
+    let whole = Job { resources: Resources::NOTHING, ..new_job(ada, now()) };
+    add(&db, &whole).await;
+    db.job_publish(whole.id, ada, now()).await.unwrap();
+    let for_nothing = db.jobs_queued_for_nothing(9).await.unwrap();
+    assert_eq!(ids(&for_nothing), [whole.id]);
+    // One that has been told to wait is still the head.
+    db.job_wait(heads[1].1, "why", "line\n", now()).await.unwrap();
+
+    let found = async || {
+        let mut found: Vec<_> =
+            db.queue_heads().await.unwrap().iter().map(|job| (job.owner, job.id)).collect();
+        found.sort_by_key(|(owner, _)| owner.0);
+        found
     };
-    assert_eq!(queue(10).await, [third, first, second]);
-    assert_eq!(queue(2).await, [third, first]);
-    db.job_claim(third, &lease("one"), now()).await.unwrap().unwrap();
-    assert_eq!(queue(10).await, [first, second]);
+    assert_eq!(found().await, heads);
+    assert_eq!(db.queue_head(ada).await.unwrap(), None);
+    heads.push((ada, queued(&db, ada).await));
+    heads.sort_by_key(|(owner, _)| owner.0);
+    assert_eq!(found().await, heads);
+}
+
+async fn a_waiting_job_says_why(db: Db) {
+    let owner = ready(&db).await;
+    let id = queued(&db, owner).await;
+    let at = now();
+    db.job_wait(id, "no room", "1 no room\n", at).await.unwrap();
+    db.job_wait(id, "still none", "2 still none\n", at).await.unwrap();
+    let job = db.job_get(id, owner).await.unwrap();
+    assert_eq!(
+        (job.state, job.waiting.as_deref()),
+        (JobState::WaitingForResources, Some("still none"))
+    );
+    let claimed = db.job_claim(id, &lease("one"), now()).await.unwrap().unwrap();
+    assert_eq!((claimed.job.state, claimed.job.waiting.as_deref()), (JobState::Pending, None));
+    db.job_wait(id, "too late", "too late\n", now()).await.unwrap();
+    assert_eq!(db.job_get(id, owner).await.unwrap(), claimed.job, "it has been taken");
+    db.job_log_add(&claimed, claimed.next_chunk(), "3 begun\n").await.unwrap();
+    let log = db.job_log(id, 0, 9).await.unwrap();
+    let log: Vec<_> = log.iter().map(|chunk| (chunk.seq, chunk.text.as_str())).collect();
+    assert_eq!(log, [(1, "1 no room\n"), (2, "2 still none\n"), (3, "3 begun\n")]);
+    let history = db.job_history(id).await.unwrap();
+    let names: Vec<_> = history.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["create", "publish", "wait", "claim"]);
+
+    // It goes back, waits again, and is stopped.
+    db.job_finish(&claimed, Transition::Requeue, now()).await.unwrap();
+    db.job_wait(id, "no room", "4\n", now()).await.unwrap();
+    let asked = db.job_request_stop(id, owner, now()).await.unwrap();
+    assert!(asked.stop_requested_at.is_some());
+    assert_eq!(ids(&db.jobs_queued_to_stop(9).await.unwrap()), [id]);
+}
+
+async fn what_owners_hold_is_added_up(db: Db) {
+    let (ada, bob) = (ready(&db).await, user(&db, "bob@example.org").await.id);
+    assert_eq!(db.owners_held().await.unwrap(), [].into());
+    let one = Resources { nano_cpus: 1_500_000_000, memory_bytes: 1 << 40, gpus: 2 };
+    for (owner, resources, lessee) in [
+        (ada, one, Some("one")),
+        (ada, one, Some("two")),
+        (ada, Resources::NOTHING, Some("one")),
+        (bob, one, None),
+    ] {
+        let job = Job { resources, ..new_job(owner, now()) };
+        add(&db, &job).await;
+        db.job_publish(job.id, owner, now()).await.unwrap();
+        if let Some(lessee) = lessee {
+            db.job_claim(job.id, &lease(lessee), now()).await.unwrap().unwrap();
+        }
+    }
+    let held = Held { jobs: 2, resources: one + one };
+    assert_eq!(db.owners_held().await.unwrap(), [(ada, held)].into());
+}
+
+async fn racing_claims_keep_to_the_owners_limits(db: Db) {
+    let owner = ready(&db).await;
+    let limits = OwnerLimits { jobs: Some(3), ..OwnerLimits::default() };
+    let mut racers = JoinSet::new();
+    for number in 0..12 {
+        let id = queued(&db, owner).await;
+        for instance in ["one", "two"] {
+            let (db, lease) = (db.clone(), lease(&format!("{instance} {number}")));
+            racers.spawn(
+                async move { db.job_claim_within(id, &lease, &limits, now()).await.unwrap() },
+            );
+        }
+    }
+    let claimed: Vec<_> = racers.join_all().await.into_iter().flatten().collect();
+    assert_eq!(claimed.len(), 3);
+    let ids: BTreeSet<_> = claimed.iter().map(|claimed| claimed.job.id).collect();
+    assert_eq!(ids.len(), 3, "none is taken twice");
+    assert_eq!(db.owners_held().await.unwrap()[&owner].jobs, 3);
+
+    // What ends makes room for one; another owner has room anyway; and of two CPUs one is left.
+    db.job_finish(&claimed[0], Transition::Abort { log: None }, now()).await.unwrap();
+    let other = user(&db, "bob@example.org").await.id;
+    for (owner, expected) in [(owner, true), (owner, false), (other, true)] {
+        let head = db.queue_head(owner).await.unwrap();
+        let id = if let Some(job) = head { job.id } else { queued(&db, owner).await };
+        let claimed = db.job_claim_within(id, &lease("one"), &limits, now()).await.unwrap();
+        assert_eq!(claimed.is_some(), expected);
+    }
+    let cpus = Amounts { nano_cpus: Some(2_000_000_000), ..Amounts::default() };
+    let limits = OwnerLimits { resources: cpus, ..OwnerLimits::default() };
+    for expected in [true, false] {
+        let id = queued(&db, other).await;
+        let claimed = db.job_claim_within(id, &lease("one"), &limits, now()).await.unwrap();
+        assert_eq!(claimed.is_some(), expected);
+    }
+}
+
+async fn a_full_queue_takes_no_more(db: Db) {
+    let owner = ready(&db).await;
+    let mut racers = JoinSet::new();
+    for _ in 0..12 {
+        let (db, id) = (db.clone(), job(&db, owner).await);
+        racers.spawn(async move { (id, db.job_publish_within(id, owner, 3, now()).await) });
+    }
+    let (mut published, mut refused) = (Vec::new(), Vec::new());
+    for (id, answer) in racers.join_all().await {
+        match answer {
+            Ok((job, first)) => {
+                assert!(first && job.state == JobState::Published);
+                published.push(id);
+            }
+            Err(Error::QueueFull(3)) => refused.push(id),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert_eq!((published.len(), refused.len()), (3, 9));
+    let (_, first) = db.job_publish_within(published[0], owner, 3, now()).await.unwrap();
+    assert!(!first, "it is there already");
+    db.job_claim(published[0], &lease("one"), now()).await.unwrap().unwrap();
+    assert!(db.job_publish_within(refused[0], owner, 3, now()).await.unwrap().1);
+}
+
+async fn a_release_is_read_anew_from_the_same_image(db: Db) {
+    let old = release("1.0.0");
+    assert!(db.release_publish(&old, now()).await.unwrap());
+    let mut new = old.clone();
+    let Body::Container(container) = &mut new.body else { panic!("one container") };
+    container.resources.gpus = 1;
+    container.at_most.nano_cpus = Some(1);
+    container.mpi = true;
+    assert!(!db.release_publish(&new, now()).await.unwrap());
+    assert_eq!(db.release_get(&key(), &version("1.0.0")).await.unwrap(), new);
+    assert_conflict(db.release_publish(&old, now()).await);
+    assert!(!db.release_publish(&new, now()).await.unwrap());
 }
 
 async fn a_stop_is_an_intent_until_somebody_acts(db: Db) {
@@ -754,7 +923,7 @@ async fn a_stop_is_an_intent_until_somebody_acts(db: Db) {
     assert_eq!((asked.state, asked.stop_requested_at), (JobState::Published, Some(at)));
     let again = db.job_request_stop(waiting, owner, after(at, 9)).await.unwrap();
     assert_eq!(again.stop_requested_at, Some(at), "the first wish counts");
-    assert_eq!(db.jobs_queued(10).await.unwrap(), [], "it is not to be run");
+    assert_eq!(db.queue_heads().await.unwrap(), [], "it is not to be run");
     assert_eq!(db.jobs_queued_to_stop(10).await.unwrap(), [again]);
     let claimed = db.job_claim(waiting, &lease("one"), now()).await.unwrap().unwrap();
     db.job_finish(&claimed, Transition::Abort { log: None }, now()).await.unwrap();
@@ -1287,7 +1456,7 @@ async fn a_step_has_one_job(db: Db) {
         history.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
         ["create", "publish"]
     );
-    assert_eq!(db.jobs_queued(9).await.unwrap(), children);
+    assert_eq!(db.queue_heads().await.unwrap(), children);
 
     // It is in no list, and what changes it changes the whole.
     for filter in [JobFilter::default(), of_release("1.0.0")] {
@@ -1396,6 +1565,50 @@ async fn a_newer_version_takes_the_studys_place(db: Db) {
 }
 
 /// Both schemas have the same tables, columns, foreign keys and indexes.
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_of_earlier_versions_take_what_their_release_declares() {
+    const BACK: &str = "DROP INDEX jobs_queued; DROP INDEX jobs_queued_for_nothing; DROP INDEX jobs_queued_to_stop; \
+                        ALTER TABLE jobs DROP COLUMN nano_cpus; ALTER TABLE jobs DROP COLUMN memory_bytes; \
+                        ALTER TABLE jobs DROP COLUMN gpus; ALTER TABLE jobs DROP COLUMN waiting; \
+                        CREATE INDEX jobs_queued ON jobs (submitted_at, id) WHERE state = 'PUBLISHED'; \
+                        DELETE FROM _sqlx_migrations WHERE version = 7";
+    for fresh in [Some(Fresh::sqlite()), Fresh::postgres().await].into_iter().flatten() {
+        let db = Db::open(&fresh.url).await.unwrap();
+        let owner = ready(&db).await;
+        let declared = Resources { nano_cpus: 250_000_000, memory_bytes: 3 << 40, gpus: 0 };
+        let mut nul = release("1.0.1");
+        nul.description = "in no JSON of Postgres: \0".to_owned();
+        let Body::Container(container) = &mut nul.body else { panic!("one container") };
+        container.resources = declared;
+        let whole = Release {
+            body: Body::Steps(Steps { steps: vec![], outputs: [].into() }),
+            ..release("1.0.2")
+        };
+        let mut jobs = Vec::new();
+        for release in [nul, whole] {
+            db.release_publish(&release, now()).await.unwrap();
+            let job = Job { solver_version: release.version.to_string(), ..new_job(owner, now()) };
+            add(&db, &job).await;
+            jobs.push(job.id);
+        }
+        db.close().await;
+        if fresh.url.starts_with("sqlite:") {
+            let mut connection = SqliteConnection::connect(&fresh.url).await.unwrap();
+            connection.execute(BACK).await.unwrap();
+            connection.close().await.unwrap();
+        } else {
+            execute(&fresh.url, BACK.to_owned()).await;
+        }
+
+        let db = Db::open(&fresh.url).await.unwrap();
+        for (id, expected) in jobs.into_iter().zip([declared, Resources::NOTHING]) {
+            assert_eq!(db.job_get(id, owner).await.unwrap().resources, expected);
+        }
+        db.close().await;
+        fresh.remove().await;
+    }
+}
+
 #[tokio::test]
 async fn both_schemas_are_the_same() {
     let Some(postgres) = Fresh::postgres().await else { return };

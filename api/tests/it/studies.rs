@@ -3,13 +3,11 @@
 
 use reqwest::{Method, header::LOCATION};
 use serde_json::{Value as Json, json};
-use solverd::domain::{
-    solver::{Release, Resources},
-    steps::Definition,
-};
+use solverd::domain::{resources::Resources, solver::Release, steps::Definition};
 
-use crate::support::{
-    Api, TestApp, answer, containers, machine, sleeper, sleeper_with, text, wait_until,
+use crate::{
+    http::unzipped,
+    support::{Api, TestApp, answer, containers, machine, sleeper, sleeper_with, text, wait_until},
 };
 
 const FOREVER: i64 = 300;
@@ -72,7 +70,8 @@ async fn greedy() -> Release {
 
 /// The sleeper as version 3.0.0, taking little.
 pub(crate) async fn modest() -> Release {
-    sleeper_with("3.0.0", Resources { nano_cpus: 100_000_000, memory_bytes: 64 << 20 }).await
+    sleeper_with("3.0.0", Resources { nano_cpus: 100_000_000, memory_bytes: 64 << 20, gpus: 0 })
+        .await
 }
 
 #[tokio::test]
@@ -279,7 +278,7 @@ async fn a_restart_goes_on_where_the_steps_stand() {
     wait_for_step(&app, &job, "first", "STARTED").await;
     let between = app.start_job(&release, json!({"input_2": FOREVER})).await;
     app.wait_for(&between, &["STARTED"]).await;
-    wait_for_step(&app, &job, "second", "PUBLISHED").await;
+    wait_for_step(&app, &job, "second", "WAITING_FOR_RESOURCES").await;
     let before = steps(&app, &job).await;
 
     let app = TestApp::start_in(app.leave().await, &[]).await;
@@ -290,6 +289,11 @@ async fn a_restart_goes_on_where_the_steps_stand() {
     assert_eq!(before.len(), 2, "{before:?}");
     assert_eq!(after, ["first", "second"].map(|step| (step.to_owned(), "SUCCESS".to_owned())));
     assert_eq!(text(&app.wait_for_end(&between).await, "/state"), "ABORTED");
+    let links = app.get(&format!("{job}/outputs/log-links")).await.json();
+    let link = &links["log_links"].as_array().unwrap()[2];
+    let zip = answer(app.anonymous_url(text(link, "/download_link"))).await;
+    let log = unzipped(zip.body);
+    assert!(log.contains("[solverd] step `second` waits: it asks for"), "{log}");
 
     // A step that runs when the service goes down runs on.
     let job = start(&app, &study, json!({"seconds": 3})).await;

@@ -19,7 +19,8 @@ use solverd::{
     App,
     domain::{
         labels,
-        solver::{Body, Release, Resources, Version},
+        resources::Resources,
+        solver::{Body, Release, Version},
         time::now,
         user::{Credentials, hex},
     },
@@ -403,5 +404,5 @@ pub(crate) async fn sleeper_with(version: &str, resources: Resources) -> Release
 /// What the engine's machine has.
 pub(crate) async fn machine() -> Resources {
     let machine = Docker::connect().unwrap().machine().await.unwrap().resources;
-    Resources { nano_cpus: machine.nano_cpus, memory_bytes: machine.memory_bytes }
+    Resources { nano_cpus: machine.nano_cpus, memory_bytes: machine.memory_bytes, gpus: 0 }
 }

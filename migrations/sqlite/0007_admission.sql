@@ -1,0 +1,21 @@
+-- What a job's container takes of its machine, as decided when it was created; zero if it is made of steps.
+ALTER TABLE jobs ADD COLUMN nano_cpus INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN memory_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE jobs ADD COLUMN gpus INTEGER NOT NULL DEFAULT 0;
+-- Why it is still in the queue, once it was its turn.
+ALTER TABLE jobs ADD COLUMN waiting TEXT;
+
+UPDATE jobs
+SET nano_cpus = COALESCE(definition ->> '$.body.resources.nano_cpus', 0),
+    memory_bytes = COALESCE(definition ->> '$.body.resources.memory_bytes', 0)
+FROM releases
+WHERE releases.solver_key = jobs.solver_key AND releases.solver_version = jobs.solver_version;
+
+-- The queue: of each owner, oldest first. What takes nothing waits for nobody.
+DROP INDEX jobs_queued;
+CREATE INDEX jobs_queued ON jobs (owner, submitted_at, id)
+    WHERE state IN ('PUBLISHED', 'WAITING_FOR_RESOURCES') AND stop_requested_at IS NULL AND nano_cpus > 0;
+CREATE INDEX jobs_queued_for_nothing ON jobs (submitted_at, id)
+    WHERE state IN ('PUBLISHED', 'WAITING_FOR_RESOURCES') AND stop_requested_at IS NULL AND nano_cpus = 0;
+CREATE INDEX jobs_queued_to_stop ON jobs (submitted_at, id)
+    WHERE state IN ('PUBLISHED', 'WAITING_FOR_RESOURCES') AND stop_requested_at IS NOT NULL;
