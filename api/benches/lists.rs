@@ -137,6 +137,7 @@ fn release(version: &str) -> Release {
             limits: Limits::default(),
             network: false,
             progress_regexp: None,
+            integration_version: 1,
         }),
     }
 }

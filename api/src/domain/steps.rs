@@ -498,6 +498,7 @@ mod tests {
                 limits: Limits::default(),
                 network: false,
                 progress_regexp: None,
+                integration_version: 1,
             }),
         }
     }

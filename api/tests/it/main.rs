@@ -4,6 +4,7 @@
 mod contract;
 mod dispatch;
 mod errors;
+mod files;
 mod forms;
 mod http;
 mod limits;

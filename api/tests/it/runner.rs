@@ -42,6 +42,7 @@ async fn shell(script: &str, limits: Limits) -> Release {
             limits,
             network: false,
             progress_regexp: None,
+            integration_version: 1,
         }),
         ..sleeper().await
     }

@@ -216,6 +216,7 @@ fn release(text: &str) -> Release {
             limits: Limits::default(),
             network: true,
             progress_regexp: Some(r"^(\d+)%$".to_owned()),
+            integration_version: 1,
         }),
     }
 }
