@@ -104,10 +104,14 @@ async fn bare(engine: &Docker, folder: &Path, release: &Release) {
     let spec = ContainerSpec {
         name,
         image: container.image_id.clone(),
+        entry_point: None,
         command: container.command.clone(),
+        user: None,
         env: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         labels: BTreeMap::new(),
         mounts: mounts.into(),
+        volumes: Vec::new(),
+        largest_file: 1 << 30,
         resources: task::Resources {
             nano_cpus: container.resources.nano_cpus,
             memory_bytes: container.resources.memory_bytes,

@@ -140,6 +140,7 @@ fn release(version: &str) -> Release {
             mpi: false,
             network: false,
             progress_regexp: None,
+            integration_version: 1,
         }),
     }
 }

@@ -184,6 +184,38 @@ pub struct Settings {
     )]
     pub log_limit: u32,
 
+    /// What a job may have on disk, in MiB: its inputs, its outputs and whatever else its container writes. Solvers may set less.
+    #[arg(
+        long,
+        env = "SOLVERD_DISK_LIMIT",
+        global = true,
+        default_value = "51200",
+        value_name = "MIB",
+        value_parser = value_parser!(u32).range(1..)
+    )]
+    pub disk_limit: u32,
+
+    /// How many files and folders that may be.
+    #[arg(
+        long,
+        env = "SOLVERD_FILES_LIMIT",
+        global = true,
+        default_value = "1000000",
+        value_name = "NUMBER",
+        value_parser = value_parser!(u32).range(1..)
+    )]
+    pub files_limit: u32,
+
+    /// What stays free on the disk, in MiB: when there is less, the job that has most on it is ended.
+    #[arg(
+        long,
+        env = "SOLVERD_DISK_RESERVE",
+        global = true,
+        default_value = "1024",
+        value_name = "MIB"
+    )]
+    pub disk_reserve: u32,
+
     /// What to log: a level (error, warn, info, debug, trace) or filters like `solverd=debug,sqlx=warn`.
     #[arg(
         long,
@@ -241,12 +273,16 @@ impl Settings {
     /// What no job may exceed.
     pub fn limits(&self) -> Limits {
         let seconds = |seconds: u32| Duration::from_secs(seconds.into());
+        let mib = |mib: u32| u64::from(mib) << 20;
         Limits {
             pull: seconds(self.pull_limit),
             wall: self.wall_limit.map(seconds),
             silence: seconds(self.silence_limit),
             grace: seconds(self.grace),
-            log_bytes: u64::from(self.log_limit) << 20,
+            log_bytes: mib(self.log_limit),
+            disk_bytes: mib(self.disk_limit),
+            disk_files: self.files_limit.into(),
+            disk_reserve: mib(self.disk_reserve),
         }
     }
 

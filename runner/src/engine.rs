@@ -33,6 +33,32 @@ pub struct Image {
     pub labels: BTreeMap<String, String>,
     /// What registries it can be pulled from, each as `repository@sha256:…`.
     pub digests: Vec<String>,
+    /// Folders in it that are to be volumes.
+    pub volumes: Vec<String>,
+}
+
+/// Where a container leaves traces on the machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traces {
+    /// What it has written beside its mounts.
+    pub layer: Layer,
+    /// Its first process, as the engine's machine knows it, while it runs.
+    pub process: Option<i64>,
+}
+
+/// What a container has written beside its mounts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Layer {
+    /// It lies in a folder that we may read.
+    Folder(PathBuf),
+    /// Only the engine can look; files are not counted.
+    Bytes(u64),
+}
+
+impl Default for Layer {
+    fn default() -> Self {
+        Self::Bytes(0)
+    }
 }
 
 /// A container to create. Everything that is not here is a hardened default.
@@ -42,14 +68,22 @@ pub struct ContainerSpec {
     pub name: String,
     /// Image reference.
     pub image: String,
+    /// Instead of the image's own.
+    pub entry_point: Option<Vec<String>>,
     /// Arguments to the entry point.
     pub command: Vec<String>,
+    /// Instead of the image's own.
+    pub user: Option<String>,
     /// Environment.
     pub env: BTreeMap<String, String>,
     /// Labels.
     pub labels: BTreeMap<String, String>,
     /// Host folder, folder in the container.
     pub mounts: Vec<(PathBuf, String)>,
+    /// The same, but at first it holds what the image has there.
+    pub volumes: Vec<(PathBuf, String)>,
+    /// No file grows beyond this many bytes.
+    pub largest_file: u64,
     /// CPU and memory limit.
     pub resources: Resources,
     /// GPUs by index.
@@ -93,6 +127,8 @@ pub struct Standing {
     pub started_at: Option<SystemTime>,
     /// The GPUs it was created with, by index.
     pub gpus: Vec<u32>,
+    /// The id of its image.
+    pub image: String,
 }
 
 /// A container of ours that is still there.

@@ -1,27 +1,44 @@
-//! The job's own folder on the host: what the container sees as `/inputs`, `/outputs` and `/logs`.
+//! The job's own folder on the host: what the container sees as `/inputs`, `/outputs` and `/logs`, and what the image calls its
+//! volumes.
 
 use std::{
+    collections::BTreeMap,
     fs::Permissions,
     io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use rustix::{
     fs::{Gid, Uid, chown},
-    process::geteuid,
+    process::{getegid, geteuid},
 };
-use tokio::fs;
+use tokio::{fs, task::spawn_blocking, time::timeout};
 use uuid::Uuid;
+
+use crate::{
+    engine::{ContainerSpec, Docker, EngineError},
+    remove::remove,
+    run::CleanUpError,
+    task::Resources,
+};
+
+/// How long what belongs to others may take to be taken over.
+const TAKE_OVER_WITHIN: Duration = Duration::from_mins(2);
 
 /// The user that oSPARC's images drop to. They adopt the owner of `/inputs`, which must not be root.
 const SOLVER: u32 = 8004;
 
-/// `work/<job id>` and the three folders inside.
+/// `work/<job id>` and the folders inside.
 #[derive(Debug)]
 pub(crate) struct Folders {
     job: PathBuf,
 }
+
+/// Where the mounted folders are, in the job's folder and in the container.
+const MOUNTED: [(&str, &str, u32); 3] =
+    [("inputs", "/inputs", 0o755), ("outputs", "/outputs", 0o777), ("logs", "/logs", 0o777)];
 
 impl Folders {
     /// Where a job's folder is, whether it exists or not.
@@ -37,14 +54,48 @@ impl Folders {
         fs::create_dir(&self.job).await?;
         // The outer folder keeps other users of the host out of the inner ones, which solvers of any user may write to.
         fs::set_permissions(&self.job, Permissions::from_mode(0o700)).await?;
-        for (folder, mode) in
-            [(self.inputs(), 0o755), (self.outputs(), 0o777), (self.logs(), 0o777)]
-        {
+        for (name, _, mode) in MOUNTED {
+            let folder = self.job.join(name);
             fs::create_dir(&folder).await?;
             fs::set_permissions(&folder, Permissions::from_mode(mode)).await?;
             give(&folder)?;
         }
-        Ok(())
+        fs::create_dir(self.scratch()).await
+    }
+
+    /// The mounted folders, and where the container sees them.
+    pub(crate) fn mounts(&self) -> Vec<(PathBuf, String)> {
+        MOUNTED.map(|(name, target, _)| (self.job.join(name), target.to_owned())).into()
+    }
+
+    /// Makes a folder for each volume that the image declares: else the engine would make it, where nobody measures what is in it.
+    pub(crate) fn volumes(&self, targets: &[String]) -> io::Result<Vec<(PathBuf, String)>> {
+        let mounted =
+            |target: &str| MOUNTED.iter().any(|(_, path, _)| Path::new(path) == Path::new(target));
+        let targets = targets.iter().filter(|target| !mounted(target));
+        let volume = |(number, target): (usize, &String)| {
+            let folder = self.volumes_folder().join(number.to_string());
+            std::fs::create_dir_all(&folder).map(|()| (folder, target.clone()))
+        };
+        targets.enumerate().map(volume).collect()
+    }
+
+    /// All that counts as the job's, by what its owner knows it as.
+    pub(crate) fn places(&self) -> Vec<(&'static str, PathBuf)> {
+        let mut places: Vec<_> =
+            MOUNTED.iter().map(|(name, target, _)| (*target, self.job.join(name))).collect();
+        places.push(("the image's volumes", self.volumes_folder()));
+        places.push(("archives among the inputs", self.scratch()));
+        places
+    }
+
+    /// For what is on its way in or out.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.job.join("scratch")
+    }
+
+    fn volumes_folder(&self) -> PathBuf {
+        self.job.join("volumes")
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -63,15 +114,66 @@ impl Folders {
         self.job.join("logs")
     }
 
-    /// Removes everything. Good as well when nothing is there.
-    pub(crate) async fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir_all(&self.job).await {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io::Error::new(
-                error.kind(),
-                format!("removing {}: {error}", self.job.display()),
-            )),
-            _ => Ok(()),
+    /// Removes everything, also what belongs to others: a solver that stays root leaves folders that a service which is not cannot
+    /// remove. A container of the job's own `image` gives them to us, if `chown` is in it. Good as well when nothing is there.
+    pub(crate) async fn remove(
+        &self,
+        engine: &Docker,
+        image: Option<&str>,
+    ) -> Result<(), CleanUpError> {
+        let until = Instant::now() + TAKE_OVER_WITHIN;
+        loop {
+            let job = self.job.clone();
+            let error = match spawn_blocking(move || remove(&job)).await? {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            let denied = error.kind() == io::ErrorKind::PermissionDenied;
+            match image {
+                // Again and again: `chown` gets only as far down as a path can name.
+                Some(image) if denied && Instant::now() < until => {
+                    self.take_over(engine, image).await?;
+                }
+                _ => {
+                    let whole = format!("removing {}: {error}", self.job.display());
+                    return Err(io::Error::new(error.kind(), whole).into());
+                }
+            }
         }
+    }
+
+    async fn take_over(&self, engine: &Docker, image: &str) -> Result<(), EngineError> {
+        let job = self.job.file_name().unwrap_or_default().to_string_lossy();
+        let spec = ContainerSpec {
+            name: format!("solverd-chown-{job}"),
+            image: image.to_owned(),
+            entry_point: Some(vec!["chown".to_owned()]),
+            command: vec![
+                "-hR".to_owned(),
+                format!("{}:{}", geteuid().as_raw(), getegid().as_raw()),
+                "/job".to_owned(),
+            ],
+            user: Some("0:0".to_owned()),
+            env: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            mounts: vec![(self.job.clone(), "/job".to_owned())],
+            volumes: Vec::new(),
+            largest_file: 0,
+            gpus: Vec::new(),
+            resources: Resources { nano_cpus: 1_000_000_000, memory_bytes: 256 << 20 },
+            network: false,
+            log_bytes: 1 << 20,
+        };
+        // An earlier attempt may have been cut short.
+        engine.remove(&spec.name).await?;
+        let container = engine.create(&spec).await?;
+        let started = engine.start(&container).await;
+        if started.is_ok() {
+            // Whatever its code: what it could not take over shows next.
+            let _ = timeout(TAKE_OVER_WITHIN, engine.wait(&container)).await;
+        }
+        engine.remove(&container).await?;
+        started
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    path::{Component, Path},
+    path::{Component, Path, PathBuf},
 };
 
 use bytes::Bytes;
@@ -12,15 +12,20 @@ use sha2::{Digest, Sha256};
 use tokio::{
     fs::{self, File},
     io::{AsyncReadExt, AsyncWriteExt},
+    task::spawn_blocking,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    archive::{Problem, unpack},
     folders::give,
     task::{Artifacts, FailureKind, InputFile, Task, TaskError},
 };
 
 /// Name of the file with the values of all ports that are not files.
-const VALUES: &str = "inputs.json";
+fn values_name(task: &Task) -> &'static str {
+    if task.integration_version == 0 { "input.json" } else { "inputs.json" }
+}
 
 /// Files fetched at a time.
 const PARALLEL: usize = 8;
@@ -28,22 +33,34 @@ const PARALLEL: usize = 8;
 /// Bytes read at a time.
 const CHUNK: usize = 256 * 1024;
 
-/// Writes everything a task needs into its folder of inputs.
+/// Writes everything a task needs into its folder of inputs. Archives that are to be unpacked are kept in `scratch` until then.
 pub(crate) async fn stage(
     folder: &Path,
+    scratch: &Path,
     task: &Task,
     artifacts: &impl Artifacts,
 ) -> Result<(), TaskError> {
-    check_paths(&task.files)?;
+    check_paths(task)?;
     prepare(folder, task).await.map_err(machine)?;
+    let place = |(number, file): (usize, &InputFile)| {
+        if file.unzip { scratch.join(number.to_string()) } else { folder.join(&file.path) }
+    };
+    let places: Vec<PathBuf> = task.files.iter().enumerate().map(place).collect();
     // Collected first: a closure that lived across an await would keep the whole future from being Send.
-    let fetches: Vec<_> = task.files.iter().map(|file| fetch(folder, file, artifacts)).collect();
-    stream::iter(fetches).buffer_unordered(PARALLEL).try_collect().await
+    let fetches: Vec<_> =
+        task.files.iter().zip(&places).map(|(file, path)| fetch(path, file, artifacts)).collect();
+    stream::iter(fetches).buffer_unordered(PARALLEL).try_collect::<()>().await?;
+    for (file, archive) in task.files.iter().zip(places).filter(|(file, _)| file.unzip) {
+        expand(folder, file, archive, task).await?;
+    }
+    Ok(())
 }
 
 /// Every path must stay inside the folder and be the only one there.
-fn check_paths(files: &[InputFile]) -> Result<(), TaskError> {
-    let mut ports = BTreeMap::from([(Path::new(VALUES), "the values of the other inputs")]);
+fn check_paths(task: &Task) -> Result<(), TaskError> {
+    let files = &task.files;
+    let mut ports =
+        BTreeMap::from([(Path::new(values_name(task)), "the values of the other inputs")]);
     for file in files {
         let path = Path::new(&file.path);
         let inside = path.components().all(|part| matches!(part, Component::Normal(_)));
@@ -55,7 +72,9 @@ fn check_paths(files: &[InputFile]) -> Result<(), TaskError> {
             );
             return Err(TaskError::new(FailureKind::Input, message).at(&file.port));
         }
-        if let Some(other) = ports.insert(path, &file.port) {
+        if !file.unzip
+            && let Some(other) = ports.insert(path, &file.port)
+        {
             return Err(collision(file, &file.path, other));
         }
     }
@@ -80,10 +99,10 @@ fn collision(file: &InputFile, path: &str, other: &str) -> TaskError {
 }
 
 async fn prepare(folder: &Path, task: &Task) -> io::Result<()> {
-    let values = folder.join(VALUES);
+    let values = folder.join(values_name(task));
     fs::write(&values, serde_json::to_vec(&task.values)?).await?;
     give(&values)?;
-    for file in &task.files {
+    for file in task.files.iter().filter(|file| !file.unzip) {
         let Some(parent) = Path::new(&file.path).parent() else { continue };
         let mut below = folder.to_owned();
         for part in parent {
@@ -98,18 +117,10 @@ async fn prepare(folder: &Path, task: &Task) -> io::Result<()> {
     Ok(())
 }
 
-async fn fetch(
-    folder: &Path,
-    file: &InputFile,
-    artifacts: &impl Artifacts,
-) -> Result<(), TaskError> {
-    let failed = |reason: &dyn std::fmt::Display| {
-        let message = format!("input `{}` ({}): {reason}", file.port, file.path);
-        TaskError::new(FailureKind::Input, message).at(&file.port)
-    };
-    let path = folder.join(&file.path);
+async fn fetch(path: &Path, file: &InputFile, artifacts: &impl Artifacts) -> Result<(), TaskError> {
+    let failed = |reason: &dyn std::fmt::Display| failed(file, reason);
     let mut source = artifacts.open(file).await.map_err(|error| failed(&error))?;
-    let mut target = File::create_new(&path).await.map_err(machine)?;
+    let mut target = File::create_new(path).await.map_err(machine)?;
     let mut digest = file.sha256.as_ref().map(|_| Sha256::new());
     let mut chunk = vec![0; CHUNK];
     loop {
@@ -123,7 +134,7 @@ async fn fetch(
         target.write_all(&chunk[..length]).await.map_err(machine)?;
     }
     target.flush().await.map_err(machine)?;
-    give(&path).map_err(machine)?;
+    give(path).map_err(machine)?;
     if let (Some(digest), Some(declared)) = (digest, &file.sha256) {
         let found = format!("{:x}", Bytes::copy_from_slice(&digest.finalize()));
         if !found.eq_ignore_ascii_case(declared) {
@@ -131,6 +142,52 @@ async fn fetch(
         }
     }
     Ok(())
+}
+
+/// Unpacks an archive, and removes it.
+async fn expand(
+    folder: &Path,
+    file: &InputFile,
+    archive: PathBuf,
+    task: &Task,
+) -> Result<(), TaskError> {
+    // A thread does not end when nobody waits for it: it is told.
+    let stop = CancellationToken::new();
+    let _told = stop.clone().drop_guard();
+    let (path, target, limits) = (archive.clone(), folder.to_owned(), task.limits);
+    let unpacking = spawn_blocking(move || unpack(&path, &target, limits, &stop));
+    match unpacking.await.map_err(|error| machine(error.into()))? {
+        Ok(()) => {}
+        Err(Problem::Refused(reason)) => {
+            return Err(failed(file, &format_args!("the archive {reason}")));
+        }
+        Err(Problem::Taken(path)) => {
+            let other = task.files.iter().find(|other| Path::new(&other.path) == path);
+            let path = path.to_string_lossy();
+            return Err(match other.filter(|other| !other.unzip) {
+                Some(other) => collision(file, &path, &other.port),
+                None if path == values_name(task) => {
+                    collision(file, &path, "the values of the other inputs")
+                }
+                None => failed(
+                    file,
+                    &format_args!(
+                        "the archive holds `{path}`, which is there already: twice in it, or in another archive"
+                    ),
+                ),
+            });
+        }
+        Err(Problem::Machine(error)) => return Err(machine(error)),
+        Err(Problem::Cancelled) => {
+            return Err(failed(file, &"unpacking was broken off"));
+        }
+    }
+    fs::remove_file(&archive).await.map_err(machine)
+}
+
+fn failed(file: &InputFile, reason: &dyn std::fmt::Display) -> TaskError {
+    let message = format!("input `{}` ({}): {reason}", file.port, file.path);
+    TaskError::new(FailureKind::Input, message).at(&file.port)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
@@ -147,7 +204,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::task::{ArtifactError, Resources, StoredFile};
+    use crate::task::{ArtifactError, Limits, Resources, StoredFile};
 
     /// Every file holds its own path. With a barrier, none is given out before all are asked for.
     #[derive(Default)]
@@ -184,6 +241,7 @@ mod tests {
             file_id: Uuid::nil(),
             path: (*path).to_owned(),
             sha256: None,
+            unzip: false,
         };
         Task {
             job_id: Uuid::nil(),
@@ -193,12 +251,13 @@ mod tests {
             command: Vec::new(),
             env: BTreeMap::new(),
             resources: Resources { nano_cpus: 0, memory_bytes: 0 },
-            limits: crate::task::Limits::default(),
+            limits: Limits::default(),
             gpus: Vec::new(),
             mpi: false,
             network: false,
             labels: BTreeMap::new(),
             progress_regexp: None,
+            integration_version: 1,
             values: json!({"b": "false", "a": null}).as_object().unwrap().clone(),
             files: paths.iter().enumerate().map(file).collect(),
             outputs: Vec::new(),
@@ -207,7 +266,8 @@ mod tests {
 
     async fn staged(task: &Task) -> Result<tempfile::TempDir, TaskError> {
         let folder = tempfile::tempdir().unwrap();
-        stage(folder.path(), task, &Paths::default()).await.map(|()| folder)
+        let scratch = tempfile::tempdir().unwrap();
+        stage(folder.path(), scratch.path(), task, &Paths::default()).await.map(|()| folder)
     }
 
     #[tokio::test]
@@ -228,7 +288,8 @@ mod tests {
     async fn files_are_fetched_at_the_same_time() {
         let folder = tempfile::tempdir().unwrap();
         let artifacts = Paths(Some(Barrier::new(3)));
-        stage(folder.path(), &task(&["a", "b", "c"]), &artifacts).await.unwrap();
+        let task = task(&["a", "b", "c"]);
+        stage(folder.path(), folder.path(), &task, &artifacts).await.unwrap();
     }
 
     #[tokio::test]

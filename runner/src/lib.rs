@@ -3,19 +3,24 @@
 //! - [`task`]: the contract, serialisable
 //! - [`run()`]: stage in, container, stage out
 //! - [`engine`]: the container engine; `engine/docker.rs` is the only place that names bollard
-//! - `folders`, `inputs`, `outputs`: what the container sees of the host, files and values
-//! - `logs`, `kept`, `progress`: what the solver prints, as lines, within its limit, and as percent
+//! - `folders`, `inputs`, `outputs`, `archive`: what the container sees of the host, files and values
+//! - `disk`, `remove`: how much it may take of the host, and that nothing stays
+//! - `logs`, `logfile`, `kept`, `progress`: what the solver prints, as lines, within its limit, and as percent
 //! - `limits`: how long it may run and be silent
 //! - `report`: what we say ourselves
 
+mod archive;
+mod disk;
 pub mod engine;
 mod folders;
 mod inputs;
 mod kept;
 mod limits;
+mod logfile;
 mod logs;
 mod outputs;
 mod progress;
+mod remove;
 mod report;
 mod run;
 pub mod task;

@@ -32,7 +32,7 @@ const TOGETHER: usize = 1024;
 const TOGETHER_BYTES: usize = 64 * 1024;
 
 /// Lines that a failure carries, and characters of each.
-const LAST_LINES: usize = 20;
+pub(crate) const LAST_LINES: usize = 20;
 const LAST_LINE: usize = 2_000;
 
 /// Bytes kept of one line, timestamp included. A solver may print 100 MB without a newline.
@@ -67,6 +67,11 @@ impl Recorded {
         }
         self.lines.insert(fingerprint(line));
         self.since.is_none_or(|since| since - 1 <= time)
+    }
+
+    /// Only how much was written down.
+    pub(crate) fn size(&self) -> Self {
+        Self { bytes: self.bytes, ..Self::default() }
     }
 
     /// How long ago the solver was heard last.
@@ -242,8 +247,19 @@ impl<'a> Printed<'a> {
         self.report.warning(text).await;
     }
 
+    /// Passes on lines that came together. Whether they count as recorded: those that are held back do not.
+    pub(crate) async fn together(&mut self, lines: Vec<String>) -> bool {
+        self.clocks.heard();
+        for line in lines {
+            self.line(line).await;
+        }
+        self.pass_on().await;
+        self.clocks.listening();
+        !self.kept.is_full()
+    }
+
     /// Passes on what was held back; gives the last lines.
-    async fn finish(mut self) -> Vec<String> {
+    pub(crate) async fn finish(mut self) -> Vec<String> {
         let (left_out, held_back) = self.kept.finish();
         if let Some(left_out) = left_out {
             self.warn(&left_out.to_string()).await;
@@ -331,13 +347,14 @@ impl Lines {
 }
 
 #[derive(Debug, Default)]
-struct Partial {
+pub(crate) struct Partial {
     bytes: Vec<u8>,
     dropped: usize,
 }
 
 impl Partial {
-    fn push(&mut self, frame: &[u8]) -> Option<String> {
+    /// Takes a piece of a line with a timestamp before it; answers with the line when it is complete.
+    pub(crate) fn push(&mut self, frame: &[u8]) -> Option<String> {
         let text = if self.bytes.is_empty() { frame } else { after_timestamp(frame) };
         let (text, complete) = text.strip_suffix(b"\n").map_or((text, false), |text| (text, true));
         let kept = text.len().min(LONGEST - self.bytes.len());
@@ -346,7 +363,8 @@ impl Partial {
         if complete { self.take() } else { None }
     }
 
-    fn take(&mut self) -> Option<String> {
+    /// What there is without a newline.
+    pub(crate) fn take(&mut self) -> Option<String> {
         let bytes = std::mem::take(&mut self.bytes);
         let dropped = std::mem::take(&mut self.dropped);
         if bytes.is_empty() {

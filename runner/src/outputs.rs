@@ -14,33 +14,45 @@ use rustix::{
 };
 use serde_json::{Map, Value};
 
-use crate::task::{Artifacts, FailureKind, Output, OutputPort, TaskError};
+use crate::{
+    archive::{is_zip, pack},
+    task::{Artifacts, FailureKind, Output, OutputPort, TaskError},
+};
 
 /// Name of the file with the values of all ports that are not files.
-const VALUES: &str = "outputs.json";
+const fn values_name(integration_version: u64) -> &'static str {
+    if integration_version == 0 { "output.json" } else { "outputs.json" }
+}
 
 /// Bytes of values that are read; they end up in a database row.
 const LARGEST_VALUES: u64 = 16 * 1024 * 1024;
 
+/// Values that are read: a short one takes many times its length of memory, an object as much as several.
+const HEAVIEST_VALUES: usize = 1_000_000;
+const OBJECT: usize = 8;
+
 /// Names in a message that says what was there.
 const LISTED: usize = 20;
 
-/// Finds and stores every declared output. Call it when the container has ended.
+/// Finds and stores every declared output. Call it when the container has ended. What has to be made of them lies in `scratch`.
 pub(crate) async fn collect(
     folder: &Path,
+    scratch: &Path,
+    integration_version: u64,
     ports: &[OutputPort],
     artifacts: &impl Artifacts,
 ) -> Result<BTreeMap<String, Output>, TaskError> {
+    let name = values_name(integration_version);
     let values = if ports.iter().any(|port| port.path.is_none()) {
-        values(folder).await?
+        values(folder, name).await?
     } else {
         Ok(Map::new())
     };
     let mut outputs = BTreeMap::new();
     for port in ports {
         let output = match &port.path {
-            Some(path) => file(folder, port, path, artifacts).await?,
-            None => Output::Value(value(folder, port, &values)?),
+            Some(path) => file(folder, scratch, port, path, artifacts).await?,
+            None => Output::Value(value(folder, name, port, &values)?),
         };
         outputs.insert(port.key.clone(), output);
     }
@@ -49,13 +61,24 @@ pub(crate) async fn collect(
 
 async fn file(
     folder: &Path,
+    scratch: &Path,
     port: &OutputPort,
     path: &str,
     artifacts: &impl Artifacts,
 ) -> Result<Output, TaskError> {
-    let (file, size) =
+    let (mut file, mut size) =
         open(folder, path).map_err(|refusal| failed(port, &refusal.explain(folder, path)))?;
-    let filename = Path::new(path).file_name().map_or(path.into(), |name| name.to_string_lossy());
+    let name = Path::new(path).file_name().map_or(path.into(), |name| name.to_string_lossy());
+    let mut filename = name.into_owned();
+    if port.zip && !is_zip(&file) {
+        let (inner, scratch) = (filename.clone(), scratch.to_owned());
+        let packing = tokio::task::spawn_blocking(move || pack(file, &inner, &scratch));
+        (file, size) = packing.await.map_err(io::Error::from).flatten().map_err(|error| {
+            let message = format!("output `{}`: zipping `{path}`: {error}", port.key);
+            TaskError::new(FailureKind::Machine, message).at(&port.key)
+        })?;
+        filename += ".zip";
+    }
     let stored = artifacts.store(&port.key, &filename, tokio::fs::File::from_std(file), size).await;
     stored.map(Output::File).map_err(|error| {
         let message = format!("output `{}`: storing `{path}`: {error}", port.key);
@@ -65,6 +88,7 @@ async fn file(
 
 fn value(
     folder: &Path,
+    name: &str,
     port: &OutputPort,
     values: &Result<Map<String, Value>, String>,
 ) -> Result<Value, TaskError> {
@@ -80,7 +104,7 @@ fn value(
                 let keys: Vec<_> =
                     values.keys().take(LISTED).map(|key| key.escape_debug().to_string()).collect();
                 format!(
-                    "/outputs/{VALUES} has no such key; it has: {}",
+                    "/outputs/{name} has no such key; it has: {}",
                     or_nothing(&keys, values.len() > LISTED)
                 )
             }
@@ -89,23 +113,50 @@ fn value(
 }
 
 /// The values the solver wrote, or why there are none: that matters only to a port without default.
-async fn values(folder: &Path) -> Result<Result<Map<String, Value>, String>, TaskError> {
+async fn values(
+    folder: &Path,
+    name: &'static str,
+) -> Result<Result<Map<String, Value>, String>, TaskError> {
     let folder = folder.to_owned();
     let reading = tokio::task::spawn_blocking(move || {
-        let (file, size) = open(&folder, VALUES).map_err(|refusal| refusal.reason(VALUES))?;
+        let (file, size) =
+            open(&folder, name).map_err(|refusal| refusal.reason("/outputs", name))?;
         if size > LARGEST_VALUES {
-            return Err(format!("/outputs/{VALUES} has {size} bytes, more than {LARGEST_VALUES}"));
+            return Err(format!("/outputs/{name} has {size} bytes, more than {LARGEST_VALUES}"));
         }
         let mut text = Vec::new();
         file.take(LARGEST_VALUES)
             .read_to_end(&mut text)
-            .map_err(|error| format!("reading {VALUES}: {error}"))?;
+            .map_err(|error| format!("reading {name}: {error}"))?;
+        let weight = weight(&text);
+        if weight > HEAVIEST_VALUES {
+            return Err(format!(
+                "/outputs/{name} holds {weight} values, each object counted as {OBJECT}; at most {HEAVIEST_VALUES} are read"
+            ));
+        }
         serde_json::from_slice(&text)
-            .map_err(|error| format!("/outputs/{VALUES} is not a JSON object: {error}"))
+            .map_err(|error| format!("/outputs/{name} is not a JSON object: {error}"))
     });
     reading
         .await
-        .map_err(|error| TaskError::new(FailureKind::Machine, format!("reading {VALUES}: {error}")))
+        .map_err(|error| TaskError::new(FailureKind::Machine, format!("reading {name}: {error}")))
+}
+
+/// How many values a JSON text holds, objects counted manifold.
+fn weight(text: &[u8]) -> usize {
+    let (mut in_string, mut escaped) = (false, false);
+    let weigh = |byte: &u8| {
+        let was_escaped = std::mem::take(&mut escaped);
+        match byte {
+            b'"' if !was_escaped => in_string = !in_string,
+            b'\\' if in_string => escaped = !was_escaped,
+            b',' | b'[' if !in_string => return 1,
+            b'{' if !in_string => return OBJECT,
+            _ => {}
+        }
+        0
+    };
+    text.iter().map(weigh).sum()
 }
 
 fn failed(port: &OutputPort, reason: &str) -> TaskError {
@@ -113,7 +164,7 @@ fn failed(port: &OutputPort, reason: &str) -> TaskError {
 }
 
 /// Opens a regular file below the folder, without following any link on the way.
-fn open(folder: &Path, path: &str) -> Result<(File, u64), Refusal> {
+pub(crate) fn open(folder: &Path, path: &str) -> Result<(File, u64), Refusal> {
     let folder =
         openat(CWD, folder, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     // Without NONBLOCK, a FIFO would be waited for.
@@ -132,7 +183,7 @@ fn open(folder: &Path, path: &str) -> Result<(File, u64), Refusal> {
 
 /// Why a file is not taken.
 #[derive(Debug)]
-enum Refusal {
+pub(crate) enum Refusal {
     Missing,
     Link,
     Outside,
@@ -156,27 +207,28 @@ impl From<Errno> for Refusal {
 }
 
 impl Refusal {
-    fn reason(&self, path: &str) -> String {
+    /// A sentence with the file's path as the solver knows it.
+    pub(crate) fn reason(&self, folder: &str, path: &str) -> String {
         match self {
-            Self::Missing => format!("could not locate `{path}` in /outputs"),
+            Self::Missing => format!("could not locate `{path}` in {folder}"),
             Self::Link => {
                 format!("`{path}` is a symbolic link or lies behind one; these are not followed")
             }
-            Self::Outside => format!("`{path}` is not a path inside /outputs"),
-            Self::NotRegular => format!("`{path}` in /outputs is not a regular file"),
+            Self::Outside => format!("`{path}` is not a path inside {folder}"),
+            Self::NotRegular => format!("`{path}` in {folder} is not a regular file"),
             Self::Linked(count) => {
-                format!("`{path}` in /outputs has {count} hard links; only a copy is taken")
+                format!("`{path}` in {folder} has {count} hard links; only a copy is taken")
             }
             Self::Unreadable => format!(
-                "`{path}` in /outputs belongs to a user whose files this service may not read: \
+                "`{path}` in {folder} belongs to a user whose files this service may not read: \
                  the solver must adopt the owner of /inputs, or make it readable for everyone"
             ),
-            Self::Other(error) => format!("opening `{path}` in /outputs: {error}"),
+            Self::Other(error) => format!("opening `{path}` in {folder}: {error}"),
         }
     }
 
     fn explain(&self, folder: &Path, path: &str) -> String {
-        let reason = self.reason(path);
+        let reason = self.reason("/outputs", path);
         if matches!(self, Self::Missing) {
             format!("{reason}; found: {}", listing(folder))
         } else {
@@ -255,11 +307,16 @@ mod tests {
     }
 
     fn port(path: Option<&str>, default: Option<Value>) -> OutputPort {
-        OutputPort { key: "output_1".to_owned(), path: path.map(str::to_owned), default }
+        OutputPort {
+            key: "output_1".to_owned(),
+            path: path.map(str::to_owned),
+            default,
+            zip: false,
+        }
     }
 
     async fn one(folder: &TempDir, port: OutputPort) -> Result<Output, String> {
-        match collect(folder.path(), &[port], &Echo).await {
+        match collect(folder.path(), folder.path(), 1, &[port], &Echo).await {
             Ok(mut outputs) => Ok(outputs.remove("output_1").unwrap()),
             Err(error) => {
                 assert_eq!(

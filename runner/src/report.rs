@@ -56,12 +56,16 @@ impl<'a> Reporter<'a> {
     }
 
     async fn line(&self, prefix: &str, text: &str) {
-        let now =
-            DateTime::<Utc>::from(SystemTime::now()).to_rfc3339_opts(SecondsFormat::Nanos, true);
+        let now = now();
         // A message may carry names and words from elsewhere; it stays one line.
         let text = printable(text.replace('\n', " ").as_bytes());
         self.send(Event::Log(format!("{now} {prefix} {text}"))).await;
     }
+}
+
+/// The time as log lines begin with it.
+pub(crate) fn now() -> String {
+    DateTime::<Utc>::from(SystemTime::now()).to_rfc3339_opts(SecondsFormat::Nanos, true)
 }
 
 #[cfg(test)]

@@ -3,16 +3,19 @@
 use std::{collections::BTreeMap, path::Path, pin::pin, time::Duration};
 
 use futures_util::TryStreamExt;
+use rustix::process::geteuid;
 use tokio::sync::mpsc::Sender;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    engine::{ContainerSpec, Docker, EngineError, Exit, Standing},
+    disk::{self, Disk},
+    engine::{ContainerSpec, Docker, EngineError, Exit, Image, Standing},
     folders::Folders,
     inputs,
     limits::{Clocks, within},
-    logs::{Printed, Recorded, follow},
+    logfile,
+    logs::{LAST_LINES, Printed, Recorded, follow},
     outputs,
     progress::Progress,
     report::Reporter,
@@ -25,6 +28,9 @@ pub const JOB_LABEL: &str = "solverd.job";
 
 /// Percent when everything is staged. Only whoever finishes the job says 100.
 const STAGED: u8 = 5;
+
+/// Exit code after SIGXFSZ.
+const FILE_TOO_LARGE: i64 = 153;
 
 /// How often an engine that is away is asked whether it is back.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -54,7 +60,9 @@ pub async fn run(
     adopted: Option<Adopted>,
 ) -> Outcome {
     let run = Run { engine, task, report: Reporter::new(events), stop };
-    match run.whole(&Folders::of(work, task.job_id), artifacts, adopted).await {
+    let folders = Folders::of(work, task.job_id);
+    // All phases together are a large future.
+    match Box::pin(run.whole(&folders, artifacts, adopted)).await {
         Ok(outputs) => Outcome::Succeeded(outputs),
         Err(Halt::Failed(error)) => {
             run.report.error(&error.message).await;
@@ -78,19 +86,40 @@ pub async fn find_begun(engine: &Docker, job_id: Uuid) -> Result<Option<Standing
 
 /// Removes what a run leaves: the job's container and its folder. Good as well when they are gone.
 pub async fn clean_up(engine: &Docker, work: &Path, job_id: Uuid) -> Result<(), CleanUpError> {
-    engine.remove(&container_name(job_id)).await?;
-    Ok(Folders::of(work, job_id).remove().await?)
+    let (name, folders) = (container_name(job_id), Folders::of(work, job_id));
+    if geteuid().is_root() {
+        engine.remove(&name).await?;
+        folders.remove(engine, None).await?;
+    } else {
+        // Only the container tells the image, which may be needed to remove the folder: so it goes last.
+        let image = match engine.standing(&name).await {
+            Ok(standing) => Some(standing.image),
+            Err(EngineError::NoContainer(_)) => None,
+            Err(error) => return Err(error.into()),
+        };
+        engine.stop(&name, Duration::ZERO).await?;
+        let removed = folders.remove(engine, image.as_deref()).await;
+        if !matches!(removed, Err(CleanUpError::Engine(EngineError::Away { .. }))) {
+            engine.remove(&name).await?;
+        }
+        removed?;
+    }
+    disk::forget(job_id);
+    Ok(())
 }
 
 /// Something of a run is still there.
 #[derive(Debug, thiserror::Error)]
 pub enum CleanUpError {
-    /// The container.
+    /// The container, or one that was to help.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// The folder.
     #[error(transparent)]
     Folder(#[from] std::io::Error),
+    /// A thread broke off.
+    #[error(transparent)]
+    Thread(#[from] tokio::task::JoinError),
 }
 
 /// Why a run ends early.
@@ -163,11 +192,12 @@ impl Run<'_> {
             (self.launch(folders, artifacts).await?, Recorded::default(), Duration::ZERO)
         };
         self.report.send(Event::Started { container: container.clone() }).await;
-        let last_lines = self.attend(&container, &recorded, ago).await?;
+        let last_lines = self.attend(&container, folders, &recorded, ago).await?;
 
-        let outputs = folders.outputs();
-        let collected =
-            self.or_stop(outputs::collect(&outputs, &self.task.outputs, artifacts)).await;
+        let (outputs, scratch) = (folders.outputs(), folders.scratch());
+        let (version, ports) = (self.task.integration_version, &self.task.outputs);
+        let collecting = outputs::collect(&outputs, &scratch, version, ports, artifacts);
+        let collected = self.or_stop(collecting).await;
         let collected = collected.map_err(|halt| halt.with_lines(last_lines))?;
         self.report.info(format!("{} outputs stored", collected.len())).await;
         Ok(collected)
@@ -176,22 +206,32 @@ impl Run<'_> {
     /// From nothing to a running container.
     async fn launch(&self, folders: &Folders, artifacts: &impl Artifacts) -> Result<String, Halt> {
         self.report.info(format!("image {}", self.task.image)).await;
-        match self.insist(|| self.engine.image(self.image())).await {
+        let image = match self.insist(|| self.engine.image(self.image())).await {
             Err(Halt::Failed(TaskError { kind: FailureKind::Image, .. })) => self.pull().await?,
-            found => drop(found?),
-        }
+            found => found?,
+        };
         self.unless_stopped()?;
-        folders.create().await.map_err(|error| {
+        let machine = |error| {
             let message = format!("making the folder {}: {error}", folders.path().display());
             TaskError::new(FailureKind::Machine, message)
-        })?;
+        };
+        folders.create().await.map_err(machine)?;
+        if self.task.integration_version == 0 {
+            logfile::create(&folders.logs()).map_err(machine)?;
+        }
+        let volumes = folders.volumes(&image.volumes).map_err(machine)?;
         self.report.info(format!("staging {} files", self.task.files.len())).await;
-        let inputs = folders.inputs();
-        let spec = spec(self.task, self.image(), folders);
-        let (staged, created) = tokio::join!(
-            self.or_stop(inputs::stage(&inputs, self.task, artifacts)),
-            self.insist(|| self.engine.create(&spec))
-        );
+        let (inputs, scratch) = (folders.inputs(), folders.scratch());
+        let spec = ContainerSpec { volumes, ..spec(self.task, self.image(), folders) };
+        let staging = async {
+            let disk = self.disk(folders);
+            tokio::select! {
+                staged = inputs::stage(&inputs, &scratch, self.task, artifacts) => staged,
+                too_much = disk.watch(None) => Err(too_much),
+            }
+        };
+        let (staged, created) =
+            tokio::join!(self.or_stop(staging), self.insist(|| self.engine.create(&spec)));
         let container = created?;
         staged?;
         self.report.progress(STAGED).await;
@@ -202,7 +242,7 @@ impl Run<'_> {
     }
 
     /// Gets the image from where it was published.
-    async fn pull(&self) -> Result<(), Halt> {
+    async fn pull(&self) -> Result<Image, Halt> {
         if let Some(digest) = &self.task.image_digest {
             self.report.info(format!("pulling {digest}")).await;
             let pull = async {
@@ -223,11 +263,12 @@ impl Run<'_> {
                 );
                 Err(TaskError::new(FailureKind::Image, message).into())
             }
-            (found, _) => {
-                found?;
-                Ok(())
-            }
+            (found, _) => Ok(found?),
         }
+    }
+
+    fn disk(&self, folders: &Folders) -> Disk<'_> {
+        Disk::new(self.engine, self.task.job_id, self.task.limits, folders)
     }
 
     fn image(&self) -> &str {
@@ -282,31 +323,52 @@ impl Run<'_> {
     async fn attend(
         &self,
         container: &str,
+        folders: &Folders,
         recorded: &Recorded,
         ago: Duration,
     ) -> Result<Vec<String>, Halt> {
         let progress = self.progress().await;
+        let disk = self.disk(folders);
         let meter = Meter::new(self.task.resources.nano_cpus, ago);
         let clocks = Clocks::new(self.task.limits, ago, recorded.ago().unwrap_or(ago));
         let limit = self.task.limits.log_bytes;
         let printed = Printed::new(&self.report, &progress, recorded, &clocks, limit);
         let ended = CancellationToken::new();
         let ending = async {
-            let end = self.end(container, &clocks).await;
+            let end = self.end(container, &clocks, &disk).await;
             ended.cancel();
             let ran = end.as_ref().ok().and_then(|end| end.exit.ran);
             (end, ran.unwrap_or_else(|| meter.elapsed()))
         };
-        let ((end, wall), last_lines, sampled) = tokio::join!(
+        let log_file = async {
+            if self.task.integration_version > 0 {
+                return Vec::new();
+            }
+            let recorded = recorded.size();
+            let printed = Printed::new(&self.report, &progress, &recorded, &clocks, limit);
+            logfile::follow(folders, printed, &self.report, &ended).await
+        };
+        let ((end, wall), mut last_lines, from_file, sampled) = tokio::join!(
             ending,
             follow(self.engine, container, printed, &ended),
+            log_file,
             meter.sample(self.engine.samples(container), &self.report, &ended)
         );
+        if !from_file.is_empty() {
+            last_lines.extend(from_file);
+            // They begin with their times.
+            last_lines.sort();
+            last_lines.drain(..last_lines.len().saturating_sub(LAST_LINES));
+        }
         self.report.send(Event::Used(sampled.usage(wall))).await;
         let End { exit, interrupted } = end.map_err(|halt| halt.with_lines(last_lines.clone()))?;
         self.report
             .info(format!("exit code {} after {:.1} s", exit.code, wall.as_secs_f64()))
             .await;
+        // What came after the last look may explain the end, and is too much to be kept.
+        if let Err(too_much) = disk.look(Some(container)).await {
+            return Err(Halt::from(too_much).with_lines(last_lines));
+        }
         match failure(exit, self.task) {
             Some(error) if interrupted => {
                 let message =
@@ -319,29 +381,33 @@ impl Run<'_> {
     }
 
     /// Waits for the end of the container, or brings it about.
-    async fn end(&self, container: &str, clocks: &Clocks) -> Result<End, Halt> {
+    async fn end(&self, container: &str, clocks: &Clocks, disk: &Disk<'_>) -> Result<End, Halt> {
+        let grace = self.task.limits.grace;
         let mut interrupted = false;
         loop {
-            let waited = tokio::select! {
+            let (reason, grace) = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return Err(self.halt(container, Halt::Stopped).await),
-                waited = self.engine.wait(container) => waited,
-                error = clocks.exceeded() => return Err(self.halt(container, error.into()).await),
+                () = self.stop.cancelled() => (Halt::Stopped, grace),
+                waited = self.engine.wait(container) => match waited {
+                    Err(error @ EngineError::Away { .. }) => {
+                        interrupted = true;
+                        // A stop is seen to when the engine is there to do it.
+                        let _ = self.return_of_engine(&error).await;
+                        continue;
+                    }
+                    exit => return Ok(End { exit: exit?, interrupted }),
+                },
+                error = clocks.exceeded() => (error.into(), grace),
+                // Until then it would take even more.
+                too_much = disk.watch(Some(container)) => (too_much.into(), Duration::ZERO),
             };
-            match waited {
-                Err(error @ EngineError::Away { .. }) => {
-                    interrupted = true;
-                    // A stop is seen to when the engine is there to do it.
-                    let _ = self.return_of_engine(&error).await;
-                }
-                exit => return Ok(End { exit: exit?, interrupted }),
-            }
+            return Err(self.halt(container, reason, grace).await);
         }
     }
 
     /// Ends the container, for a reason.
-    async fn halt(&self, container: &str, reason: Halt) -> Halt {
-        while let Err(error) = self.engine.stop(container, self.task.limits.grace).await {
+    async fn halt(&self, container: &str, reason: Halt, grace: Duration) -> Halt {
+        while let Err(error) = self.engine.stop(container, grace).await {
             if !matches!(error, EngineError::Away { .. }) {
                 // It is killed all the same, when it is removed.
                 self.report.warning(error.to_string()).await;
@@ -408,14 +474,14 @@ fn spec(task: &Task, image: &str, folders: &Folders) -> ContainerSpec {
     ContainerSpec {
         name: container_name(task.job_id),
         image: image.to_owned(),
+        entry_point: None,
         command: task.command.clone(),
+        user: None,
         env,
         labels,
-        mounts: vec![
-            (folders.inputs(), "/inputs".to_owned()),
-            (folders.outputs(), "/outputs".to_owned()),
-            (folders.logs(), "/logs".to_owned()),
-        ],
+        mounts: folders.mounts(),
+        volumes: Vec::new(),
+        largest_file: task.limits.disk_bytes,
         resources: task.resources,
         gpus: task.gpus.clone(),
         network: task.network,
@@ -430,6 +496,13 @@ fn failure(exit: Exit, task: &Task) -> Option<TaskError> {
         let message =
             format!("the solver needed more than its {limit} MiB of memory, and was killed");
         return Some(TaskError::new(FailureKind::OutOfMemory, message));
+    }
+    if code == FILE_TOO_LARGE {
+        let limit = task.limits.disk_bytes;
+        let message = format!(
+            "the solver was ended (SIGXFSZ) because a file of its reached {limit} bytes, the limit of what a job may have on disk"
+        );
+        return Some(TaskError::new(FailureKind::Disk, message));
     }
     let meaning = match code {
         0 => return None,

@@ -29,7 +29,7 @@ pub struct Task {
     pub env: BTreeMap<String, String>,
     /// What the container may use.
     pub resources: Resources,
-    /// How long it may take, and how much it may print.
+    /// How long it may take, how much it may print, and what it may take of the disk.
     #[serde(default)]
     pub limits: Limits,
     /// The GPUs it sees, by their index on the machine.
@@ -44,12 +44,20 @@ pub struct Task {
     pub labels: BTreeMap<String, String>,
     /// The solver's own expression for progress lines, instead of the standard one.
     pub progress_regexp: Option<String>,
-    /// Content of `/inputs/inputs.json`: every declared input that is not a file, nulls included.
+    /// How the solver is spoken to: 0 reads `input.json`, writes `output.json` and also logs to `/logs/log.dat`; later ones read
+    /// `inputs.json`, write `outputs.json` and only print.
+    #[serde(default = "one")]
+    pub integration_version: u64,
+    /// Content of `inputs.json`: every declared input that is not a file, nulls included.
     pub values: Map<String, Value>,
     /// Files placed under `/inputs`.
     pub files: Vec<InputFile>,
     /// What must be there when the container has ended well.
     pub outputs: Vec<OutputPort>,
+}
+
+const fn one() -> u64 {
+    1
 }
 
 /// CPU and memory of one container.
@@ -75,6 +83,12 @@ pub struct Limits {
     pub grace: Duration,
     /// Bytes of the log that are kept, timestamps included: of a longer one the beginning and the end.
     pub log_bytes: u64,
+    /// Bytes on disk: of its inputs, outputs and logs, and whatever else the container writes, all together.
+    pub disk_bytes: u64,
+    /// Files and folders there.
+    pub disk_files: u64,
+    /// Bytes that stay free on the machine's disk: when there are fewer, the task that holds most is ended.
+    pub disk_reserve: u64,
 }
 
 impl Default for Limits {
@@ -85,6 +99,9 @@ impl Default for Limits {
             silence: Duration::from_hours(1),
             grace: Duration::from_secs(10),
             log_bytes: 64 << 20,
+            disk_bytes: 50 << 30,
+            disk_files: 1_000_000,
+            disk_reserve: 1 << 30,
         }
     }
 }
@@ -100,17 +117,23 @@ pub struct InputFile {
     pub path: String,
     /// Declared SHA-256 (lower-case hexadecimal); the task fails when the content has another.
     pub sha256: Option<String>,
+    /// It is a zip archive, which is unpacked into `/inputs` and not kept.
+    #[serde(default)]
+    pub unzip: bool,
 }
 
 /// One declared output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputPort {
-    /// The port's key, and its key in `/outputs/outputs.json` unless it is a file.
+    /// The port's key, and its key in `outputs.json` unless it is a file.
     pub key: String,
     /// For file ports the relative path below `/outputs`; `None` for a value.
     pub path: Option<String>,
     /// For values: used when `outputs.json` does not name the port. `None` makes the port obligatory.
     pub default: Option<Value>,
+    /// A file that is not a zip archive is stored as one, with `.zip` behind its name.
+    #[serde(default)]
+    pub zip: bool,
 }
 
 /// What a running task reports.
@@ -229,6 +252,8 @@ pub enum FailureKind {
     Engine,
     /// The runner's own machine failed (disk, permissions).
     Machine,
+    /// It took more of the disk than it may.
+    Disk,
     /// What the task asks for can never be given here.
     Resources,
     /// The service was restarted while the task ran.
@@ -250,6 +275,7 @@ impl FailureKind {
             Self::PullTime => "runtime.pull",
             Self::Engine => "runtime.engine",
             Self::Machine => "runtime.machine",
+            Self::Disk => "runtime.disk",
             Self::Resources => "runtime.resources",
             Self::Lost => "runtime.lost",
         }

@@ -1,6 +1,10 @@
 //! Real containers on the real engine. The image is made here from the host's static busybox: nothing is pulled.
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail the test")]
 
+#[path = "docker/disk.rs"]
+mod disk;
+#[path = "docker/files.rs"]
+mod files;
 use std::{
     collections::{BTreeMap, HashMap},
     io::Cursor,
@@ -233,12 +237,13 @@ fn task(script: &str) -> Task {
         command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec(),
         env: BTreeMap::new(),
         resources: Resources { nano_cpus: 1_000_000_000, memory_bytes: 64 << 20 },
-        limits: Limits::default(),
+        limits: Limits { disk_reserve: 0, ..Limits::default() },
         gpus: Vec::new(),
         mpi: false,
         network: false,
         labels: BTreeMap::new(),
         progress_regexp: None,
+        integration_version: 1,
         values: serde_json::Map::new(),
         files: Vec::new(),
         outputs: Vec::new(),
@@ -252,7 +257,12 @@ fn singly(event: Event) -> Vec<Event> {
 }
 
 fn file_output(path: &str) -> OutputPort {
-    OutputPort { key: "output_1".to_owned(), path: Some(path.to_owned()), default: None }
+    OutputPort {
+        key: "output_1".to_owned(),
+        path: Some(path.to_owned()),
+        default: None,
+        zip: false,
+    }
 }
 
 /// Log lines without their timestamps.
@@ -300,8 +310,10 @@ async fn files_and_values_go_in_and_come_out() {
         file_id,
         path: "deep/in.txt".to_owned(),
         sha256: Some("2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824".to_owned()),
+        unzip: false,
     }];
-    let value = |key: &str, default| OutputPort { key: key.to_owned(), path: None, default };
+    let value =
+        |key: &str, default| OutputPort { key: key.to_owned(), path: None, default, zip: false };
     task.outputs = vec![
         file_output("single_number.txt"),
         value("output_2", None),
@@ -345,6 +357,10 @@ async fn a_solver_is_told_how_it_was_scheduled() {
         env: BTreeMap::new(),
         labels: BTreeMap::new(),
         mounts: Vec::new(),
+        entry_point: None,
+        user: None,
+        volumes: Vec::new(),
+        largest_file: 0,
         resources: told.resources,
         gpus: vec![2, 0],
         log_bytes: 1 << 20,
@@ -509,7 +525,8 @@ async fn a_link_among_the_outputs_is_not_followed() {
         "ln -s /etc/shadow /outputs/outputs.json; touch /outputs/x",
     ] {
         let mut task = task(script);
-        let value = OutputPort { key: "output_2".to_owned(), path: None, default: None };
+        let value =
+            OutputPort { key: "output_2".to_owned(), path: None, default: None, zip: false };
         task.outputs = vec![file_output("x"), value];
         let (error, _) = bench.fail(&task).await;
         assert_eq!(error.kind, FailureKind::Output);
@@ -569,6 +586,7 @@ async fn staging_is_stopped() {
         file_id: Uuid::now_v7(),
         path: "never.txt".to_owned(),
         sha256: None,
+        unzip: false,
     }];
     let cancel = async {
         bench.memory.asked.notified().await;
@@ -595,7 +613,8 @@ async fn a_failed_input_fails_the_task() {
     bench.memory.files.insert(file_id, b"hello".to_vec());
     let mut task = task("echo never");
     let (port, path) = ("input_1".to_owned(), "in.txt".to_owned());
-    task.files = vec![InputFile { port, file_id, path, sha256: Some("00".repeat(32)) }];
+    task.files =
+        vec![InputFile { port, file_id, path, sha256: Some("00".repeat(32)), unzip: false }];
     let (error, events) = bench.fail(&task).await;
     assert_eq!((error.kind, error.port.as_deref()), (FailureKind::Input, Some("input_1")));
     assert_eq!(printed(&events), Vec::<String>::new());
@@ -854,7 +873,7 @@ fn the_binary_runs_one_task() {
     };
     let mut task = task("cp /inputs/in.txt /outputs/out.txt");
     let (port, file_id, path) = ("input_1".to_owned(), Uuid::nil(), "in.txt".to_owned());
-    task.files = vec![InputFile { port, file_id, path, sha256: None }];
+    task.files = vec![InputFile { port, file_id, path, sha256: None, unzip: false }];
     task.outputs = vec![file_output("out.txt")];
     let (code, outcome) = binary(&task);
     assert!(code == Some(0) && matches!(outcome, Outcome::Succeeded(_)), "{outcome:?}");

@@ -49,12 +49,22 @@ impl Dispatcher {
                 Err(error) => return Ok(Err(format!("input `{}`: {error}", port.key))),
             };
             match self.0.db.file_get(id, job.owner).await {
-                Ok(file) => files.push(InputFile {
-                    port: port.key.clone(),
-                    file_id: id.0,
-                    path: port.path.clone().unwrap_or(file.filename),
-                    sha256: Some(file.sha256),
-                }),
+                Ok(file) => {
+                    let unzip = is_zip(&file.filename) && !port.takes_zip();
+                    if let (true, Some(path)) = (unzip, &port.path) {
+                        return Ok(Err(format!(
+                            "input `{}`: `{}` is a zip archive, which is unpacked for this port, but the solver expects the one file `{path}`",
+                            port.key, file.filename
+                        )));
+                    }
+                    files.push(InputFile {
+                        port: port.key.clone(),
+                        file_id: id.0,
+                        path: port.path.clone().unwrap_or(file.filename),
+                        sha256: Some(file.sha256),
+                        unzip,
+                    });
+                }
                 Err(store::Error::NotFound { .. }) => {
                     return Ok(Err(format!(
                         "input `{}`: file `{id}` was deleted after the job was created",
@@ -64,10 +74,15 @@ impl Dispatcher {
                 Err(error) => return Err(error),
             }
         }
-        let outputs = release.outputs.iter().map(|port| OutputPort {
-            key: port.key.clone(),
-            path: port.is_file().then(|| port.path.clone().unwrap_or_else(|| port.key.clone())),
-            default: port.default.clone(),
+        let outputs = release.outputs.iter().map(|port| {
+            let path = || port.path.clone().unwrap_or_else(|| port.key.clone());
+            let path = port.is_file().then(path);
+            OutputPort {
+                key: port.key.clone(),
+                zip: port.takes_zip() && path.as_ref().is_some_and(|path| !is_zip(path)),
+                path,
+                default: port.default.clone(),
+            }
         });
         let gpus = self.0.slots().get(&job.id).map(|slot| slot.gpus.clone());
         let task = Task {
@@ -87,6 +102,7 @@ impl Dispatcher {
             network: container.network,
             labels: BTreeMap::from([(INSTANCE_LABEL.to_owned(), self.0.lease.instance.clone())]),
             progress_regexp: container.progress_regexp.clone(),
+            integration_version: container.integration_version,
             values,
             files,
             outputs: outputs.collect(),
@@ -100,14 +116,22 @@ impl Dispatcher {
 fn narrower(service: Limits, own: solver::Limits) -> Limits {
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
     let [wall, silence] = [own.wall, own.silence].map(|own| own.map(|own| seconds(own.get())));
-    let bytes = own.log.map(|mib| u64::from(mib.get()) << 20);
+    let [bytes, disk] = [own.log, own.disk].map(|own| own.map(|mib| u64::from(mib.get()) << 20));
     Limits {
         pull: service.pull,
         wall: wall.into_iter().chain(service.wall).min(),
         silence: silence.map_or(service.silence, |own| own.min(service.silence)),
         grace: own.grace.map_or(service.grace, |own| seconds(own).min(service.grace)),
+        disk_bytes: disk.map_or(service.disk_bytes, |own| own.min(service.disk_bytes)),
+        disk_files: service.disk_files,
+        disk_reserve: service.disk_reserve,
         log_bytes: bytes.map_or(service.log_bytes, |own| own.min(service.log_bytes)),
     }
+}
+
+/// Whether a file is a zip archive, by its name as oSPARC has it.
+fn is_zip(filename: &str) -> bool {
+    filename.to_ascii_lowercase().ends_with(".zip")
 }
 
 /// A warning for every value that no port takes.
@@ -177,16 +201,18 @@ mod tests {
         let service = Limits::default();
         assert_eq!(narrower(service, solver::Limits::default()), service);
         let own = |text| serde_json::from_str::<solver::Limits>(text).unwrap();
-        let narrow = own(r#"{"wall": 60, "silence": 50, "grace": 0, "log": 1}"#);
+        let narrow = own(r#"{"wall": 60, "silence": 50, "grace": 0, "log": 1, "disk": 2}"#);
         let narrowed = Limits {
             pull: service.pull,
             wall: Some(Duration::from_mins(1)),
             silence: Duration::from_secs(50),
             grace: Duration::ZERO,
             log_bytes: 1 << 20,
+            disk_bytes: 2 << 20,
+            ..service
         };
         assert_eq!(narrower(service, narrow), narrowed);
-        let wide = own(r#"{"wall": 600, "silence": 5000, "grace": 50, "log": 1000}"#);
+        let wide = own(r#"{"wall": 600, "silence": 5000, "grace": 50, "log": 1000, "disk": 1000}"#);
         assert_eq!(narrower(narrowed, wide), narrowed);
     }
 }

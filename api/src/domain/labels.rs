@@ -102,12 +102,13 @@ pub fn release(
     if let Some(kind) = metadata.kind.filter(|kind| kind != "computational") {
         return Err(wrong(label("type"), format!("must be `computational`, is `{kind}`")));
     }
-    if metadata.integration_version.as_deref().is_none_or(|version| version.starts_with("0.")) {
-        return Err(wrong(
-            label("integration-version"),
-            "must be 1.0.0 or later: the older way of reporting through /logs/log.dat is not supported yet",
-        ));
-    }
+    // Without one it is the oldest.
+    let integration_version = metadata.integration_version.as_deref().unwrap_or("0.0.0");
+    let integration_version =
+        integration_version.split('.').next().unwrap_or_default().parse().map_err(|_| {
+            let rule = format!("must be a version, e.g. 1.0.0, is `{integration_version}`");
+            wrong(label("integration-version"), rule)
+        })?;
     let key = SolverKey::parse(&metadata.key).map_err(|rule| wrong(label("key"), rule))?;
     let version =
         Version::parse(&metadata.version).map_err(|rule| wrong(label("version"), rule))?;
@@ -140,6 +141,7 @@ pub fn release(
             limits,
             network,
             progress_regexp: metadata.progress_regexp,
+            integration_version,
         }),
         key,
         version,
@@ -470,6 +472,26 @@ mod tests {
     }
 
     #[test]
+    fn without_an_integration_version_it_is_the_oldest() {
+        let version = |labels: &BTreeMap<String, String>| {
+            let release = release("one:1.2.3", "sha256:1", &[], labels).unwrap();
+            let Body::Container(container) = release.body else {
+                panic!("an image is one container")
+            };
+            container.integration_version
+        };
+        let mut labels = labels(&[]);
+        assert_eq!(version(&labels), 1);
+        for (field, expected) in [("0.1.0", 0), ("2.0.0", 2), ("0", 0)] {
+            let value = json!({"integration-version": field}).to_string();
+            labels.insert("io.simcore.integration-version".to_owned(), value);
+            assert_eq!(version(&labels), expected, "{field}");
+        }
+        labels.remove("io.simcore.integration-version");
+        assert_eq!(version(&labels), 0);
+    }
+
+    #[test]
     fn every_error_names_the_label_and_the_rule() {
         let port = |value: Json| json!({ "p": value });
         let cases = [
@@ -482,8 +504,8 @@ mod tests {
             ),
             (
                 "integration-version",
-                json!("0.1.0"),
-                "label `io.simcore.integration-version`: must be 1.0.0",
+                json!("one"),
+                "label `io.simcore.integration-version`: must be a version, e.g. 1.0.0, is `one`",
             ),
             ("inputs", json!({"_p": {}}), "port `_p`: the key must match"),
             (

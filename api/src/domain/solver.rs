@@ -173,6 +173,7 @@ impl Release {
 /// What a release runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "nearly all are the large one, and few are held")]
 pub enum Body {
     /// One container.
     Container(Container),
@@ -209,6 +210,14 @@ pub struct Container {
     pub network: bool,
     /// The solver's own expression for progress lines.
     pub progress_regexp: Option<String>,
+    /// Major version of how the solver is spoken to: 0 reads `input.json`, writes `output.json` and logs to `/logs/log.dat`.
+    #[serde(default = "one")]
+    pub integration_version: u64,
+}
+
+/// What was published before there was any other.
+const fn one() -> u64 {
+    1
 }
 
 /// Limits that a solver sets itself. Those of the service hold as well, so nothing can be gained.
@@ -223,6 +232,8 @@ pub struct Limits {
     pub grace: Option<u32>,
     /// MiB of log that are kept.
     pub log: Option<NonZeroU32>,
+    /// MiB on disk.
+    pub disk: Option<NonZeroU32>,
 }
 
 /// A typed input or output.
@@ -335,6 +346,11 @@ impl Port {
     /// Whether the port carries a file.
     pub const fn is_file(&self) -> bool {
         matches!(self.kind, PortType::File(_))
+    }
+
+    /// Whether the port's files are zip archives by declaration: any other port gets what is in them.
+    pub fn takes_zip(&self) -> bool {
+        matches!(&self.kind, PortType::File(mime) if mime == "application/zip")
     }
 
     /// The JSON Schema that clients are shown, and that plain values are checked against.

@@ -501,6 +501,7 @@ mod tests {
                 mpi: false,
                 network: false,
                 progress_regexp: None,
+                integration_version: 1,
             }),
         }
     }

@@ -5,6 +5,7 @@ mod admission;
 mod contract;
 mod dispatch;
 mod errors;
+mod files;
 mod forms;
 mod http;
 mod limits;

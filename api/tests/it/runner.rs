@@ -45,6 +45,7 @@ async fn shell(script: &str, limits: Limits) -> Release {
             mpi: false,
             network: false,
             progress_regexp: None,
+            integration_version: 1,
         }),
         ..sleeper().await
     }

@@ -225,6 +225,7 @@ fn release(text: &str) -> Release {
             mpi: false,
             network: true,
             progress_regexp: Some(r"^(\d+)%$".to_owned()),
+            integration_version: 1,
         }),
     }
 }

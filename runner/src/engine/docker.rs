@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     future::ready,
-    path::Path,
+    path::{Path, PathBuf},
     pin::pin,
     time::{Duration, Instant, SystemTime},
 };
@@ -16,13 +16,15 @@ use bollard::{
     models::{
         ContainerCreateBody, ContainerInspectResponse, ContainerStateStatusEnum,
         ContainerWaitResponse, CreateImageInfo, DeviceRequest, HostConfig, HostConfigLogConfig,
-        Mount, MountType, ProgressDetail,
+        Mount, MountType, MountVolumeOptions, MountVolumeOptionsDriverConfig, ProgressDetail,
+        ResourcesUlimits,
     },
     query_parameters::{
         CreateContainerOptionsBuilder, CreateImageOptionsBuilder,
-        DownloadFromContainerOptionsBuilder, EventsOptionsBuilder, ListContainersOptionsBuilder,
-        LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptions, StatsOptionsBuilder,
-        StopContainerOptionsBuilder, WaitContainerOptionsBuilder,
+        DownloadFromContainerOptionsBuilder, EventsOptionsBuilder, InspectContainerOptionsBuilder,
+        ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+        RemoveImageOptions, StatsOptionsBuilder, StopContainerOptionsBuilder,
+        WaitContainerOptionsBuilder,
     },
 };
 use bytes::Bytes;
@@ -30,9 +32,13 @@ use chrono::{DateTime, Utc};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use uuid::Uuid;
 
-use super::{ContainerSpec, EngineError, Exit, Found, Image, Machine, Sample, Standing, registry};
+use super::{
+    ContainerSpec, EngineError, Exit, Found, Image, Layer, Machine, Sample, Standing, Traces,
+    registry,
+};
 use crate::{
     logs::{Lines, Piece, Source},
+    remove::remove,
     task::Resources,
 };
 
@@ -45,6 +51,22 @@ const CAPABILITIES: [&str; 6] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SET
 
 /// What the engine writes of a log, for each byte that is to be read: it wraps every line in JSON, which makes more than double of short ones.
 const LOG_FILE: u64 = 3;
+
+/// What no process may write to: what engines protect by default, and the three files that they mount from a place that
+/// nobody measures.
+const READ_ONLY: [&str; 8] = [
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+    "/etc/hosts",
+    "/etc/hostname",
+    "/etc/resolv.conf",
+];
+
+/// Characters of what the engine says of an error.
+const LONGEST_REASON: usize = 1000;
 
 /// Exit code after SIGKILL.
 const KILLED: i64 = 137;
@@ -177,16 +199,30 @@ impl Docker {
                 Some(404) => EngineError::NoImage(reference.to_owned()),
                 _ => during("looking the image up")(error),
             })?;
+        let config = image.config.unwrap_or_default();
         Ok(Image {
             id: image.id.unwrap_or_default(),
             digests: image.repo_digests.unwrap_or_default(),
-            labels: image
-                .config
-                .and_then(|config| config.labels)
-                .unwrap_or_default()
-                .into_iter()
-                .collect(),
+            labels: config.labels.unwrap_or_default().into_iter().collect(),
+            volumes: config.volumes.unwrap_or_default(),
         })
+    }
+
+    /// Where a container leaves traces. The engine would add up what it has written, at any cost; so we do, where we may.
+    pub(crate) async fn traces(&self, id: &str) -> Result<Traces, EngineError> {
+        const DOING: &str = "asking what the container has written";
+        let container = self.0.inspect_container(id, None).await.map_err(during(DOING))?;
+        let process = container.state.and_then(|state| state.pid).filter(|process| *process > 0);
+        let folder = container
+            .graph_driver
+            .and_then(|driver| driver.data.get("UpperDir").map(PathBuf::from));
+        if let Some(folder) = folder.filter(|folder| folder.read_dir().is_ok()) {
+            return Ok(Traces { layer: Layer::Folder(folder), process });
+        }
+        let options = InspectContainerOptionsBuilder::default().size(true).build();
+        let container = self.0.inspect_container(id, Some(options)).await.map_err(during(DOING))?;
+        let bytes = container.size_rw.unwrap_or_default().try_into().unwrap_or_default();
+        Ok(Traces { layer: Layer::Bytes(bytes), process })
     }
 
     /// Creates a container and answers with its id; doing it again changes nothing until it is started. It is never removed by the engine
@@ -326,6 +362,19 @@ impl Docker {
 
     /// Removes a container with its volumes, killing it if it runs. Good as well when it is gone.
     pub async fn remove(&self, id: &str) -> Result<(), EngineError> {
+        let removed = self.remove_once(id).await;
+        if matches!(removed, Err(EngineError::Failed { .. }))
+            && let Ok(Traces { layer: Layer::Folder(folder), .. }) = self.traces(id).await
+        {
+            // On its way down the engine keeps every folder open, and gives up when it may open no more.
+            let emptied = tokio::task::spawn_blocking(move || remove(&folder)).await;
+            tracing::debug!(container = id, ?emptied, "removed what the engine could not");
+            return self.remove_once(id).await;
+        }
+        removed
+    }
+
+    async fn remove_once(&self, id: &str) -> Result<(), EngineError> {
         const DOING: &str = "removing the container";
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
         match self.0.remove_container(id, Some(options)).await {
@@ -362,10 +411,40 @@ fn bind(folder: &Path, target: &str) -> Mount {
     }
 }
 
+/// A volume whose content lies in a folder of ours: the engine fills it from the image, but does not keep it.
+fn volume(folder: &Path, target: &str) -> Mount {
+    let options = HashMap::from([
+        ("type".to_owned(), "none".to_owned()),
+        ("o".to_owned(), "bind".to_owned()),
+        ("device".to_owned(), folder.to_string_lossy().into_owned()),
+    ]);
+    Mount {
+        typ: Some(MountType::VOLUME),
+        target: Some(target.to_owned()),
+        volume_options: Some(MountVolumeOptions {
+            driver_config: Some(MountVolumeOptionsDriverConfig {
+                name: Some("local".to_owned()),
+                options: Some(options),
+            }),
+            ..MountVolumeOptions::default()
+        }),
+        ..Mount::default()
+    }
+}
+
 /// The engine's form of a container, with the hardening that every one gets.
 fn body(spec: &ContainerSpec) -> ContainerCreateBody {
+    let mounts = spec.mounts.iter().map(|(folder, target)| bind(folder, target));
+    let volumes = spec.volumes.iter().map(|(folder, target)| volume(folder, target));
+    let largest_file = i64::try_from(spec.largest_file).unwrap_or(i64::MAX);
     let host = HostConfig {
-        mounts: Some(spec.mounts.iter().map(|(folder, target)| bind(folder, target)).collect()),
+        mounts: Some(mounts.chain(volumes).collect()),
+        readonly_paths: Some(READ_ONLY.map(str::to_owned).to_vec()),
+        ulimits: Some(vec![ResourcesUlimits {
+            name: Some("fsize".to_owned()),
+            soft: Some(largest_file),
+            hard: Some(largest_file),
+        }]),
         network_mode: (!spec.network).then(|| "none".to_owned()),
         security_opt: Some(vec!["no-new-privileges".to_owned()]),
         cap_drop: Some(vec!["ALL".to_owned()]),
@@ -393,7 +472,9 @@ fn body(spec: &ContainerSpec) -> ContainerCreateBody {
     };
     ContainerCreateBody {
         image: Some(spec.image.clone()),
+        entrypoint: spec.entry_point.clone(),
         cmd: Some(spec.command.clone()),
+        user: spec.user.clone(),
         env: Some(spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect()),
         labels: Some(spec.labels.clone().into_iter().collect()),
         host_config: Some(host),
@@ -429,7 +510,9 @@ const ENDING: [&str; 6] = [
 
 fn during(doing: &'static str) -> impl Fn(Error) -> EngineError {
     move |error| {
-        if let Error::DockerResponseServerError { status_code, message: reason } = error {
+        if let Error::DockerResponseServerError { status_code, message } = error {
+            // It may name a path that a solver has made, of any length.
+            let reason = shortened(message);
             return if status_code == 404 {
                 EngineError::NoContainer(doing)
             } else if status_code >= 500 && ENDING.iter().any(|words| reason.contains(words)) {
@@ -497,12 +580,24 @@ fn standing(container: ContainerInspectResponse) -> Standing {
         begun: state.status != Some(ContainerStateStatusEnum::CREATED),
         // Before its start the engine says the year 1.
         started_at: started_at.filter(|at| *at > SystemTime::UNIX_EPOCH),
+        image: container.image.unwrap_or_default(),
         gpus: container.host_config.map(gpus_of).unwrap_or_default(),
     }
 }
 
 fn moment(text: &str) -> Option<DateTime<Utc>> {
     DateTime::parse_from_rfc3339(text).ok().map(DateTime::into)
+}
+
+/// The beginning and the end of a long text.
+fn shortened(text: String) -> String {
+    let length = text.chars().count();
+    if length <= LONGEST_REASON {
+        return text;
+    }
+    let half = LONGEST_REASON / 2;
+    let (begin, end) = (text.chars().take(half), text.chars().skip(length - half));
+    begin.chain(['…']).chain(end).collect()
 }
 
 fn status(error: &Error) -> Option<u16> {
