@@ -392,7 +392,8 @@ async fn a_study_may_be_a_step_of_another() {
     app.wait_for(&job, &["STARTED"]).await;
     assert_eq!(app.post(&format!("{job}:stop")).await.status, 200);
     assert_eq!(text(&app.wait_for_end(&job).await, "/state"), "ABORTED");
-    assert_eq!(containers(app.data()).await, [] as [String; 0]);
+    wait_until("the end of the containers", async || containers(app.data()).await, Vec::is_empty)
+        .await;
     assert_eq!(app.delete(&job).await.status, 204);
     wait_until("the end of the steps", async || steps(&app, &job).await, Vec::is_empty).await;
     app.stop().await;
