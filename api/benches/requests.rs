@@ -25,7 +25,7 @@ use actix_web::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use solverd::{
     domain::{
-        solver::{Body, Container, Port, PortType, Release, Resources, SolverKey, Version},
+        solver::{Body, Container, Limits, Port, PortType, Release, Resources, SolverKey, Version},
         time::now,
     },
     store::Db,
@@ -164,9 +164,11 @@ fn release() -> Release {
         body: Body::Container(Container {
             image: String::new(),
             image_id: "sha256:1".to_owned(),
+            image_digest: None,
             command: vec![],
             env: [].into(),
             resources: Resources::default(),
+            limits: Limits::default(),
             network: false,
             progress_regexp: None,
         }),

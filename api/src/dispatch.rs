@@ -141,6 +141,7 @@ enum Fate {
 
 impl Dispatcher {
     /// Brings order into what an earlier life of this instance left, then is ready to run.
+    #[expect(clippy::too_many_arguments, reason = "each is one thing that it works with")]
     pub async fn start(
         db: Db,
         objects: Objects,
