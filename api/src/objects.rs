@@ -43,7 +43,7 @@ const MOST_PARTS: u64 = 9_999;
 /// The most bytes S3 takes in one request.
 const LARGEST_PUT: u64 = 5120 * MIB;
 
-/// The most bytes that [`Objects::put_stream`] takes: its parts of each size, see [`stream_part_size`].
+/// The most bytes that [`Objects::put_stream`] takes: 2000 parts of each of four sizes, and the rest.
 pub const LONGEST_STREAM: u64 = (2000 * (16 + 32 + 64 + 128) + (MOST_PARTS - 8000) * 256) * MIB;
 
 /// All links of an upload are made at its start, so the last one has to outlive a slow line.

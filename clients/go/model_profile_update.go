@@ -20,11 +20,11 @@ var _ MappedNullable = &ProfileUpdate{}
 // ProfileUpdate What you change about yourself. What is left out stays as it is; null takes it away.
 type ProfileUpdate struct {
 	// First name.
-	FirstName NullableString `json:"first_name,omitempty"`
+	FirstName NullableString `json:"first_name,omitempty" validate:"regexp=^[^\\x00]*$"`
 	// What a front end should speak with you.
 	Language NullableSupportedLocale `json:"language,omitempty"`
 	// Last name.
-	LastName NullableString `json:"last_name,omitempty"`
+	LastName NullableString `json:"last_name,omitempty" validate:"regexp=^[^\\x00]*$"`
 	AdditionalProperties map[string]interface{}
 }
 

@@ -20,9 +20,9 @@ var _ MappedNullable = &StudyClone{}
 // StudyClone What is to be different about a clone.
 type StudyClone struct {
 	// Cut to 65536 characters.
-	Description NullableString `json:"description,omitempty"`
+	Description NullableString `json:"description,omitempty" validate:"regexp=^[^\\x00]*$"`
 	// Cut to 600 characters.
-	Title NullableString `json:"title,omitempty"`
+	Title NullableString `json:"title,omitempty" validate:"regexp=^[^\\x00]*$"`
 	AdditionalProperties map[string]interface{}
 }
 

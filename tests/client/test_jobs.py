@@ -31,7 +31,7 @@ def test_stop_a_running_job(server, ada: Client):
     assert ada.http.post(job.path(":stop")).status_code == 200
     status = job.until("ABORTED", seconds=20)
     assert status.progress == 100 and status.stopped_at
-    assert (server.containers(), server.work()) == ([], [])
+    wait_until(lambda: (server.containers(), server.work()), lambda seen: seen == ([], []), 20, "the job's container and folder are gone")
     assert job.stop().state == "ABORTED"
     assert job.log_file()[0] == "sleeper_2.1.6.logs"
     with refused(409):

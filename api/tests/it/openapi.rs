@@ -124,12 +124,11 @@ fn every_link_gives_its_target_all_parameters_of_its_path() {
                 assert_eq!(given.keys().cloned().collect::<BTreeSet<_>>(), wanted, "{what}");
                 let schema = &response["content"]["application/json"]["schema"];
                 for value in given.values().map(|value| value.as_str().unwrap()) {
-                    let is_there = match value.split_once('#') {
-                        Some(("$response.body", at)) => schema_at(&document, schema, at).is_some(),
-                        _ => {
-                            let own = value.strip_prefix("$request.path.").unwrap_or_default();
-                            holes(operation).contains(own)
-                        }
+                    let is_there = if let Some(("$response.body", at)) = value.split_once('#') {
+                        schema_at(&document, schema, at).is_some()
+                    } else {
+                        let own = value.strip_prefix("$request.path.").unwrap_or_default();
+                        holes(operation).contains(own)
                     };
                     assert!(is_there, "{what}: there is no {value}");
                 }

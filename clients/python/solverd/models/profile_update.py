@@ -17,7 +17,7 @@ import pprint
 import re  # noqa: F401
 import json
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from typing import Any, ClassVar, Dict, List, Optional
 from typing_extensions import Annotated
 from solverd.models.supported_locale import SupportedLocale
@@ -33,6 +33,26 @@ class ProfileUpdate(BaseModel):
     language: Optional[SupportedLocale] = Field(default=None, description="What a front end should speak with you.")
     last_name: Optional[Annotated[str, Field(strict=True, max_length=255)]] = Field(default=None, description="Last name.")
     __properties: ClassVar[List[str]] = ["first_name", "language", "last_name"]
+
+    @field_validator('first_name', mode="before")
+    def first_name_validate_regular_expression(cls, value):
+        """Validates the regular expression"""
+        if value is None:
+            return value
+
+        if isinstance(value, str) and not re.match(r"^[^\x00]*$", value):
+            raise ValueError(r"must validate the regular expression /^[^\x00]*$/")
+        return value
+
+    @field_validator('last_name', mode="before")
+    def last_name_validate_regular_expression(cls, value):
+        """Validates the regular expression"""
+        if value is None:
+            return value
+
+        if isinstance(value, str) and not re.match(r"^[^\x00]*$", value):
+            raise ValueError(r"must validate the regular expression /^[^\x00]*$/")
+        return value
 
     model_config = ConfigDict(
         validate_by_name=True,

@@ -17,8 +17,9 @@ import pprint
 import re  # noqa: F401
 import json
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from typing import Any, ClassVar, Dict, List, Optional
+from typing_extensions import Annotated
 from typing import Optional, Set
 from typing_extensions import Self
 from pydantic_core import to_jsonable_python
@@ -27,9 +28,29 @@ class StudyClone(BaseModel):
     """
     What is to be different about a clone.
     """ # noqa: E501
-    description: Optional[StrictStr] = Field(default=None, description="Cut to 65536 characters.")
-    title: Optional[StrictStr] = Field(default=None, description="Cut to 600 characters.")
+    description: Optional[Annotated[str, Field(strict=True)]] = Field(default=None, description="Cut to 65536 characters.")
+    title: Optional[Annotated[str, Field(strict=True)]] = Field(default=None, description="Cut to 600 characters.")
     __properties: ClassVar[List[str]] = ["description", "title"]
+
+    @field_validator('description', mode="before")
+    def description_validate_regular_expression(cls, value):
+        """Validates the regular expression"""
+        if value is None:
+            return value
+
+        if isinstance(value, str) and not re.match(r"^[^\x00]*$", value):
+            raise ValueError(r"must validate the regular expression /^[^\x00]*$/")
+        return value
+
+    @field_validator('title', mode="before")
+    def title_validate_regular_expression(cls, value):
+        """Validates the regular expression"""
+        if value is None:
+            return value
+
+        if isinstance(value, str) and not re.match(r"^[^\x00]*$", value):
+            raise ValueError(r"must validate the regular expression /^[^\x00]*$/")
+        return value
 
     model_config = ConfigDict(
         validate_by_name=True,
