@@ -166,6 +166,7 @@ fn release() -> Release {
             image: String::new(),
             image_id: "sha256:1".to_owned(),
             image_digest: None,
+            integration_version: 1,
             command: vec![],
             env: [].into(),
             resources: Resources::default(),

@@ -287,9 +287,10 @@ func (r ApiCreateSolverJobRequest) Execute() (*Job, *http.Response, error) {
 /*
 CreateSolverJob Create a job.
 
-Checks the values against the solver's ports; nothing runs before the job is started. A value whose text is valid for its port is
-accepted and delivered as it is. Values for unknown ports are noted in the job's log. A request with an `Idempotency-Key` may be
-repeated: there is one job, and every answer is the same. With a `callback` nobody has to wait for its end.
+Checks the values against the solver's ports, and what the job takes of the machine against what there is; nothing runs before the
+job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the
+job's log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same. With a `callback` nobody
+has to wait for its end.
 
  @param ctx context.Context - for authentication, logging, cancellation, deadlines, tracing, etc. Passed from http.Request or context.Background().
  @param solverKey Key of the solver; its slashes may be written as `%2F` or as they are.

@@ -29,6 +29,7 @@ const (
 	CONFLICT ErrorCode = "conflict"
 	NO_OUTPUTS ErrorCode = "no_outputs"
 	ASSETS_DELETED ErrorCode = "assets_deleted"
+	QUEUE_FULL ErrorCode = "queue_full"
 	PAYLOAD_TOO_LARGE ErrorCode = "payload_too_large"
 	HEAD_TOO_LARGE ErrorCode = "head_too_large"
 	REQUEST_TIMEOUT ErrorCode = "request_timeout"
@@ -49,6 +50,7 @@ var AllowedErrorCodeEnumValues = []ErrorCode{
 	"conflict",
 	"no_outputs",
 	"assets_deleted",
+	"queue_full",
 	"payload_too_large",
 	"head_too_large",
 	"request_timeout",

@@ -22,6 +22,7 @@ var _ MappedNullable = &JobInputs{}
 type JobInputs struct {
 	// Where the end of the job is to be told. Nobody is told of a job that was deleted.
 	Callback NullableJobCallback `json:"callback,omitempty"`
+	Resources NullableJobResources `json:"resources,omitempty"`
 	// By port. Ports that are left out take their default.
 	Values map[string]interface{} `json:"values"`
 	AdditionalProperties map[string]interface{}
@@ -89,6 +90,48 @@ func (o *JobInputs) UnsetCallback() {
 	o.Callback.Unset()
 }
 
+// GetResources returns the Resources field value if set, zero value otherwise (both if not set or set to explicit null).
+func (o *JobInputs) GetResources() JobResources {
+	if o == nil || IsNil(o.Resources.Get()) {
+		var ret JobResources
+		return ret
+	}
+	return *o.Resources.Get()
+}
+
+// GetResourcesOk returns a tuple with the Resources field value if set, nil otherwise
+// and a boolean to check if the value has been set.
+// NOTE: If the value is an explicit nil, `nil, true` will be returned
+func (o *JobInputs) GetResourcesOk() (*JobResources, bool) {
+	if o == nil {
+		return nil, false
+	}
+	return o.Resources.Get(), o.Resources.IsSet()
+}
+
+// HasResources returns a boolean if a field has been set.
+func (o *JobInputs) HasResources() bool {
+	if o != nil && o.Resources.IsSet() {
+		return true
+	}
+
+	return false
+}
+
+// SetResources gets a reference to the given NullableJobResources and assigns it to the Resources field.
+func (o *JobInputs) SetResources(v JobResources) {
+	o.Resources.Set(&v)
+}
+// SetResourcesNil sets the value for Resources to be an explicit nil
+func (o *JobInputs) SetResourcesNil() {
+	o.Resources.Set(nil)
+}
+
+// UnsetResources ensures that no value is present for Resources, not even an explicit nil
+func (o *JobInputs) UnsetResources() {
+	o.Resources.Unset()
+}
+
 // GetValues returns the Values field value
 func (o *JobInputs) GetValues() map[string]interface{} {
 	if o == nil {
@@ -125,6 +168,9 @@ func (o JobInputs) ToMap() (map[string]interface{}, error) {
 	toSerialize := map[string]interface{}{}
 	if o.Callback.IsSet() {
 		toSerialize["callback"] = o.Callback.Get()
+	}
+	if o.Resources.IsSet() {
+		toSerialize["resources"] = o.Resources.Get()
 	}
 	toSerialize["values"] = o.Values
 
@@ -171,6 +217,7 @@ func (o *JobInputs) UnmarshalJSON(data []byte) (err error) {
 
 	if err = json.Unmarshal(data, &additionalProperties); err == nil {
 		delete(additionalProperties, "callback")
+		delete(additionalProperties, "resources")
 		delete(additionalProperties, "values")
 		o.AdditionalProperties = additionalProperties
 	}

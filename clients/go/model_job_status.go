@@ -33,6 +33,8 @@ type JobStatus struct {
 	StoppedAt NullableTime `json:"stopped_at,omitempty"`
 	// When it was started by its owner; until then, when it was created.
 	SubmittedAt time.Time `json:"submitted_at"`
+	// Why it is still in the queue.
+	Waiting *string `json:"waiting,omitempty"`
 	AdditionalProperties map[string]interface{}
 }
 
@@ -272,6 +274,38 @@ func (o *JobStatus) SetSubmittedAt(v time.Time) {
 	o.SubmittedAt = v
 }
 
+// GetWaiting returns the Waiting field value if set, zero value otherwise.
+func (o *JobStatus) GetWaiting() string {
+	if o == nil || IsNil(o.Waiting) {
+		var ret string
+		return ret
+	}
+	return *o.Waiting
+}
+
+// GetWaitingOk returns a tuple with the Waiting field value if set, nil otherwise
+// and a boolean to check if the value has been set.
+func (o *JobStatus) GetWaitingOk() (*string, bool) {
+	if o == nil || IsNil(o.Waiting) {
+		return nil, false
+	}
+	return o.Waiting, true
+}
+
+// HasWaiting returns a boolean if a field has been set.
+func (o *JobStatus) HasWaiting() bool {
+	if o != nil && !IsNil(o.Waiting) {
+		return true
+	}
+
+	return false
+}
+
+// SetWaiting gets a reference to the given string and assigns it to the Waiting field.
+func (o *JobStatus) SetWaiting(v string) {
+	o.Waiting = &v
+}
+
 func (o JobStatus) MarshalJSON() ([]byte, error) {
 	toSerialize,err := o.ToMap()
 	if err != nil {
@@ -295,6 +329,9 @@ func (o JobStatus) ToMap() (map[string]interface{}, error) {
 		toSerialize["stopped_at"] = o.StoppedAt.Get()
 	}
 	toSerialize["submitted_at"] = o.SubmittedAt
+	if !IsNil(o.Waiting) {
+		toSerialize["waiting"] = o.Waiting
+	}
 
 	for key, value := range o.AdditionalProperties {
 		toSerialize[key] = value
@@ -348,6 +385,7 @@ func (o *JobStatus) UnmarshalJSON(data []byte) (err error) {
 		delete(additionalProperties, "state")
 		delete(additionalProperties, "stopped_at")
 		delete(additionalProperties, "submitted_at")
+		delete(additionalProperties, "waiting")
 		o.AdditionalProperties = additionalProperties
 	}
 

@@ -24,7 +24,7 @@ type UnitExtraInfoTier struct {
 	CPU int64 `json:"CPU"`
 	// Bytes of memory.
 	RAM int64 `json:"RAM"`
-	// Bytes of a GPU's memory: none.
+	// Bytes of a GPU's memory: GPUs are given as a whole, and theirs is not known.
 	VRAM int64 `json:"VRAM"`
 	AdditionalProperties map[string]interface{}
 }

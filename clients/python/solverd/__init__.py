@@ -62,6 +62,7 @@ __all__ = [
     "JobMetadata",
     "JobMetadataUpdate",
     "JobOutputs",
+    "JobResources",
     "JobStatus",
     "JobStatuses",
     "JobUsage",
@@ -161,6 +162,7 @@ from solverd.models.job_message import JobMessage as JobMessage
 from solverd.models.job_metadata import JobMetadata as JobMetadata
 from solverd.models.job_metadata_update import JobMetadataUpdate as JobMetadataUpdate
 from solverd.models.job_outputs import JobOutputs as JobOutputs
+from solverd.models.job_resources import JobResources as JobResources
 from solverd.models.job_status import JobStatus as JobStatus
 from solverd.models.job_statuses import JobStatuses as JobStatuses
 from solverd.models.job_usage import JobUsage as JobUsage

@@ -40,6 +40,7 @@ from solverd.models.job_message import JobMessage
 from solverd.models.job_metadata import JobMetadata
 from solverd.models.job_metadata_update import JobMetadataUpdate
 from solverd.models.job_outputs import JobOutputs
+from solverd.models.job_resources import JobResources
 from solverd.models.job_status import JobStatus
 from solverd.models.job_statuses import JobStatuses
 from solverd.models.job_usage import JobUsage

@@ -35,6 +35,7 @@ class ErrorCode(str, Enum):
     CONFLICT = 'conflict'
     NO_OUTPUTS = 'no_outputs'
     ASSETS_DELETED = 'assets_deleted'
+    QUEUE_FULL = 'queue_full'
     PAYLOAD_TOO_LARGE = 'payload_too_large'
     HEAD_TOO_LARGE = 'head_too_large'
     REQUEST_TIMEOUT = 'request_timeout'

@@ -20,6 +20,7 @@ import json
 from pydantic import BaseModel, ConfigDict, Field
 from typing import Any, ClassVar, Dict, List, Optional
 from solverd.models.job_callback import JobCallback
+from solverd.models.job_resources import JobResources
 from typing import Optional, Set
 from typing_extensions import Self
 from pydantic_core import to_jsonable_python
@@ -29,8 +30,9 @@ class JobInputs(BaseModel):
     Values of a job's inputs, and where its end is to be told.
     """ # noqa: E501
     callback: Optional[JobCallback] = Field(default=None, description="Where the end of the job is to be told. Nobody is told of a job that was deleted.")
+    resources: Optional[JobResources] = None
     values: Dict[str, Any] = Field(description="By port. Ports that are left out take their default.")
-    __properties: ClassVar[List[str]] = ["callback", "values"]
+    __properties: ClassVar[List[str]] = ["callback", "resources", "values"]
 
     model_config = ConfigDict(
         validate_by_name=True,
@@ -74,10 +76,18 @@ class JobInputs(BaseModel):
         # override the default output from pydantic by calling `to_dict()` of callback
         if self.callback:
             _dict['callback'] = self.callback.to_dict()
+        # override the default output from pydantic by calling `to_dict()` of resources
+        if self.resources:
+            _dict['resources'] = self.resources.to_dict()
         # set to None if callback (nullable) is None
         # and model_fields_set contains the field
         if self.callback is None and "callback" in self.model_fields_set:
             _dict['callback'] = None
+
+        # set to None if resources (nullable) is None
+        # and model_fields_set contains the field
+        if self.resources is None and "resources" in self.model_fields_set:
+            _dict['resources'] = None
 
         return _dict
 
@@ -92,6 +102,7 @@ class JobInputs(BaseModel):
 
         _obj = cls.model_validate({
             "callback": JobCallback.from_dict(obj["callback"]) if obj.get("callback") is not None else None,
+            "resources": JobResources.from_dict(obj["resources"]) if obj.get("resources") is not None else None,
             "values": obj.get("values")
         })
         return _obj

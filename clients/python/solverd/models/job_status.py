@@ -18,7 +18,7 @@ import re  # noqa: F401
 import json
 
 from datetime import datetime
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
 from typing import Any, ClassVar, Dict, List, Optional
 from typing_extensions import Annotated
 from uuid import UUID
@@ -39,7 +39,8 @@ class JobStatus(BaseModel):
     state: RunningState
     stopped_at: Optional[datetime] = Field(default=None, description="When it reached a final state.")
     submitted_at: datetime = Field(description="When it was started by its owner; until then, when it was created.")
-    __properties: ClassVar[List[str]] = ["errors", "job_id", "progress", "started_at", "state", "stopped_at", "submitted_at"]
+    waiting: Optional[StrictStr] = Field(default=None, description="Why it is still in the queue.")
+    __properties: ClassVar[List[str]] = ["errors", "job_id", "progress", "started_at", "state", "stopped_at", "submitted_at", "waiting"]
 
     model_config = ConfigDict(
         validate_by_name=True,
@@ -119,7 +120,8 @@ class JobStatus(BaseModel):
             "started_at": obj.get("started_at"),
             "state": obj.get("state"),
             "stopped_at": obj.get("stopped_at"),
-            "submitted_at": obj.get("submitted_at")
+            "submitted_at": obj.get("submitted_at"),
+            "waiting": obj.get("waiting")
         })
         return _obj
 

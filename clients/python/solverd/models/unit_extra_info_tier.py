@@ -30,7 +30,7 @@ class UnitExtraInfoTier(BaseModel):
     """ # noqa: E501
     cpu: Annotated[int, Field(strict=True, ge=0)] = Field(description="CPUs, rounded up.", alias="CPU")
     ram: Annotated[int, Field(strict=True, ge=0)] = Field(description="Bytes of memory.", alias="RAM")
-    vram: Annotated[int, Field(strict=True, ge=0)] = Field(description="Bytes of a GPU's memory: none.", alias="VRAM")
+    vram: Annotated[int, Field(strict=True, ge=0)] = Field(description="Bytes of a GPU's memory: GPUs are given as a whole, and theirs is not known.", alias="VRAM")
     __properties: ClassVar[List[str]] = ["CPU", "RAM", "VRAM"]
 
     model_config = ConfigDict(

@@ -599,7 +599,7 @@ export class JobsApi extends runtime.BaseAPI {
     }
 
     /**
-     * Checks the values against the solver\'s ports; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job\'s log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same. With a `callback` nobody has to wait for its end.
+     * Checks the values against the solver\'s ports, and what the job takes of the machine against what there is; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job\'s log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same. With a `callback` nobody has to wait for its end.
      * Create a job.
      */
     async createSolverJobRaw(requestParameters: CreateSolverJobRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<runtime.ApiResponse<Job>> {
@@ -610,7 +610,7 @@ export class JobsApi extends runtime.BaseAPI {
     }
 
     /**
-     * Checks the values against the solver\'s ports; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job\'s log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same. With a `callback` nobody has to wait for its end.
+     * Checks the values against the solver\'s ports, and what the job takes of the machine against what there is; nothing runs before the job is started. A value whose text is valid for its port is accepted and delivered as it is. Values for unknown ports are noted in the job\'s log. A request with an `Idempotency-Key` may be repeated: there is one job, and every answer is the same. With a `callback` nobody has to wait for its end.
      * Create a job.
      */
     async createSolverJob(requestParameters: CreateSolverJobRequest, initOverrides?: RequestInit | runtime.InitOverrideFunction): Promise<Job> {

@@ -27,6 +27,7 @@ export const ErrorCode = {
     Conflict: 'conflict',
     NoOutputs: 'no_outputs',
     AssetsDeleted: 'assets_deleted',
+    QueueFull: 'queue_full',
     PayloadTooLarge: 'payload_too_large',
     HeadTooLarge: 'head_too_large',
     RequestTimeout: 'request_timeout',

@@ -13,6 +13,13 @@
  */
 
 import { mapValues } from '../runtime.js';
+import type { JobResources } from './JobResources.js';
+import {
+    JobResourcesFromJSON,
+    JobResourcesFromJSONTyped,
+    JobResourcesToJSON,
+    JobResourcesToJSONTyped,
+} from './JobResources.js';
 import type { JobCallback } from './JobCallback.js';
 import {
     JobCallbackFromJSON,
@@ -31,6 +38,10 @@ export interface JobInputs {
      * Where the end of the job is to be told. Nobody is told of a job that was deleted.
      */
     callback?: JobCallback | null;
+    /**
+     * 
+     */
+    resources?: JobResources | null;
     /**
      * By port. Ports that are left out take their default.
      */
@@ -56,6 +67,7 @@ export function JobInputsFromJSONTyped(json: any, ignoreDiscriminator: boolean):
     return {
         
         'callback': json['callback'] === undefined ? undefined : json['callback'] === null ? null : JobCallbackFromJSON(json['callback']),
+        'resources': json['resources'] === undefined ? undefined : json['resources'] === null ? null : JobResourcesFromJSON(json['resources']),
         'values': json['values'],
     };
 }
@@ -72,6 +84,7 @@ export function JobInputsToJSONTyped(value?: JobInputs | null, ignoreDiscriminat
     return {
         
         'callback': JobCallbackToJSON(value['callback']),
+        'resources': JobResourcesToJSON(value['resources']),
         'values': value['values'],
     };
 }

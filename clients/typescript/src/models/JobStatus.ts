@@ -62,6 +62,10 @@ export interface JobStatus {
      * When it was started by its owner; until then, when it was created.
      */
     submittedAt: Date;
+    /**
+     * Why it is still in the queue.
+     */
+    waiting?: string;
 }
 
 
@@ -94,6 +98,7 @@ export function JobStatusFromJSONTyped(json: any, ignoreDiscriminator: boolean):
         'state': RunningStateFromJSON(json['state']),
         'stoppedAt': json['stopped_at'] === undefined ? undefined : json['stopped_at'] === null ? null : (parseDateTime(json['stopped_at'])),
         'submittedAt': (json['submitted_at'] == null ? json['submitted_at'] : parseDateTime(json['submitted_at'])),
+        'waiting': json['waiting'] == null ? undefined : json['waiting'],
     };
 }
 
@@ -115,6 +120,7 @@ export function JobStatusToJSONTyped(value?: JobStatus | null, ignoreDiscriminat
         'state': RunningStateToJSON(value['state']),
         'stopped_at': value['stoppedAt'] == null ? value['stoppedAt'] : serializeDateTime(value['stoppedAt']),
         'submitted_at': value['submittedAt'] == null ? value['submittedAt'] : serializeDateTime(value['submittedAt']),
+        'waiting': value['waiting'],
     };
 }
 

@@ -28,7 +28,7 @@ export interface UnitExtraInfoTier {
      */
     rAM: number;
     /**
-     * Bytes of a GPU's memory: none.
+     * Bytes of a GPU's memory: GPUs are given as a whole, and theirs is not known.
      */
     vRAM: number;
 }

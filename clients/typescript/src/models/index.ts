@@ -27,6 +27,7 @@ export * from './JobMessage.js';
 export * from './JobMetadata.js';
 export * from './JobMetadataUpdate.js';
 export * from './JobOutputs.js';
+export * from './JobResources.js';
 export * from './JobStatus.js';
 export * from './JobStatuses.js';
 export * from './JobUsage.js';
