@@ -99,15 +99,22 @@ impl<'a> Disk<'a> {
                 }
             }
             let begun = Instant::now();
-            if let Err(reason) = self.look(container).await {
+            let layer = match self.look(container).await {
+                Ok(layer) => layer,
+                Err(reason) => return reason,
+            };
+            // The engine may keep layers on another disk.
+            if let Layer::Folder(folder) = layer
+                && let Err(reason) = self.reserve(&folder)
+            {
                 return reason;
             }
             pause = EVERY.max(begun.elapsed() * PATIENCE);
         }
     }
 
-    /// Looks once.
-    pub(crate) async fn look(&self, container: Option<&str>) -> Result<(), TaskError> {
+    /// Looks once; answers with what the container has written beside its mounts.
+    pub(crate) async fn look(&self, container: Option<&str>) -> Result<Layer, TaskError> {
         let traces = match container {
             Some(container) => self.engine.traces(container).await.unwrap_or_else(|error| {
                 tracing::debug!(job = %self.job_id, %error, "the container's layer is not measured");
@@ -124,11 +131,7 @@ impl<'a> Disk<'a> {
         let used = measuring.await.unwrap_or_default();
         watched().insert(self.job_id, Watched::Holds(used.bytes()));
         used.judge(&self.limits).map_err(|message| self.ended(message))?;
-        // The engine may keep layers on another disk.
-        if let Layer::Folder(folder) = &traces.layer {
-            self.reserve(folder)?;
-        }
-        self.reserve(&self.folder)
+        Ok(traces.layer)
     }
 
     /// Whether the disk of a folder has enough left. If not, the task that holds most is ended, one at a time: what it frees may be
