@@ -29,9 +29,6 @@ pub const JOB_LABEL: &str = "solverd.job";
 /// Percent when everything is staged. Only whoever finishes the job says 100.
 const STAGED: u8 = 5;
 
-/// Exit code after SIGXFSZ.
-const FILE_TOO_LARGE: i64 = 153;
-
 /// How often an engine that is away is asked whether it is back.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -497,13 +494,6 @@ fn failure(exit: Exit, task: &Task) -> Option<TaskError> {
             format!("the solver needed more than its {limit} MiB of memory, and was killed");
         return Some(TaskError::new(FailureKind::OutOfMemory, message));
     }
-    if code == FILE_TOO_LARGE {
-        let limit = task.limits.disk_bytes;
-        let message = format!(
-            "the solver was ended (SIGXFSZ) because a file of its reached {limit} bytes, the limit of what a job may have on disk"
-        );
-        return Some(TaskError::new(FailureKind::Disk, message));
-    }
     let meaning = match code {
         0 => return None,
         126 => " (the command cannot be executed)",
@@ -522,6 +512,10 @@ fn failure(exit: Exit, task: &Task) -> Option<TaskError> {
         139 => " (SIGSEGV)",
         141 => " (SIGPIPE)",
         143 => " (SIGTERM)",
+        153 => &format!(
+            " (SIGXFSZ), which is also what happens when a file reaches {} bytes, the job's limit on disk",
+            task.limits.disk_bytes
+        ),
         159 => " (SIGSYS)",
         _ => "",
     };
