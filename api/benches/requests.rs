@@ -1,5 +1,6 @@
-//! Requests per second, for inspecting a job and for creating one, beside two others measured in the same run: answers of the same size
-//! that take no work, and the same work done by `FastAPI` (`twin/`). Rounds of all take turns, so that a busy moment of the machine meets all.
+//! Requests per second, for inspecting a job and for creating one, beside others measured in the same run: answers of the same size that
+//! take no work, the same work done by `FastAPI` (`twin/`), and what the disk lets through. Rounds of all take turns, so that a busy moment
+//! of the machine meets all.
 //!
 //! Postgres is the server that `SOLVERD_TEST_POSTGRES_URL` names, `TWIN_PYTHON` an interpreter with what the twin needs; what is not named
 //! is left out. Needs Docker, as the service does.
@@ -31,7 +32,11 @@ use solverd::{
     },
     store::Db,
 };
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, PgConnection, SqliteConnection,
+    postgres::PgConnectOptions,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+};
 
 const KEY: &str = "simcore/services/comp/bench/solver";
 const JOBS: &str = "/v0/solvers/simcore/services/comp/bench/solver/releases/1.0.0/jobs";
@@ -235,10 +240,36 @@ impl Server {
     }
 
     fn median(&self, what: usize, connections: usize) -> f64 {
-        let mut rates = self.rates[what][connections].clone();
-        rates.sort_by(f64::total_cmp);
-        rates[rates.len() / 2]
+        median(&self.rates[what][connections])
     }
+}
+
+fn median(rates: &[f64]) -> f64 {
+    let mut rates = rates.to_vec();
+    rates.sort_by(f64::total_cmp);
+    rates[rates.len() / 2]
+}
+
+/// SQLite alone, as the service has it.
+async fn disk(folder: &Path) -> SqliteConnection {
+    let options = SqliteConnectOptions::new()
+        .filename(folder.join("disk.db"))
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full);
+    let mut connection = options.connect().await.unwrap();
+    sqlx::query("CREATE TABLE rows (number INTEGER)").execute(&mut connection).await.unwrap();
+    connection
+}
+
+/// Stores rows, each in a transaction of its own. Gives rows per second.
+async fn store(disk: &mut SqliteConnection, time: Duration) -> f64 {
+    let (began, mut count) = (Instant::now(), 0_u32);
+    while began.elapsed() < time {
+        sqlx::query("INSERT INTO rows VALUES (1)").execute(&mut *disk).await.unwrap();
+        count += 1;
+    }
+    f64::from(count) / began.elapsed().as_secs_f64()
 }
 
 /// Answers, with the bodies' lengths given, whatever is asked.
@@ -285,7 +316,9 @@ async fn compare(rounds: u32, time: Duration) {
         servers.push(Server::twin("FastAPI, SQLite, 2 workers", &python, folder, 2));
     }
 
+    let (mut disk, mut stored) = (disk(folder).await, Vec::new());
     for round in 0..=rounds {
+        stored.push(store(&mut disk, time).await);
         for server in &mut servers {
             for (what, request) in server.requests.iter().enumerate() {
                 for (column, connections) in CONNECTIONS.into_iter().enumerate() {
@@ -317,6 +350,7 @@ async fn compare(rounds: u32, time: Duration) {
         }
         println!();
     }
+    println!("rows per second into SQLite alone, one at a time: {:.0}", median(&stored));
     drop(servers);
     if let Some(server) = &postgres {
         execute(server, format!("DROP DATABASE {database} WITH (FORCE)")).await;
@@ -331,6 +365,6 @@ fn main() {
     }
     // `cargo test --benches` runs this as well, without the flag: then a glance does.
     let long = arguments.iter().any(|argument| argument == "--bench");
-    let (rounds, time) = if long { (5, 1000) } else { (1, 50) };
+    let (rounds, time) = if long { (9, 500) } else { (1, 50) };
     system.block_on(compare(rounds, Duration::from_millis(time)));
 }

@@ -31,6 +31,9 @@ pub use once::Once;
 
 use crate::domain::job::IllegalTransition;
 
+/// How long a connection to a server is taken to be as it was.
+const IDLE: Duration = Duration::from_secs(1);
+
 /// The open database. Cheap to clone.
 #[derive(Clone)]
 pub struct Db {
@@ -195,6 +198,8 @@ impl Db {
                 .busy_timeout(Duration::from_secs(30));
             let pool = SqlitePoolOptions::new()
                 .max_connections(8)
+                // Tested when it is given back; between that and its next use nothing happens to a file.
+                .test_before_acquire(false)
                 // On a full disk SQLite rolls back by itself, of which sqlx does not know: it would take the connection for one inside a
                 // transaction for good.
                 .after_release(|connection, _| {
@@ -216,8 +221,20 @@ impl Db {
                 .close()
                 .await
                 .doing("connecting")?;
-            let pool =
-                PgPoolOptions::new().max_connections(16).connect_lazy(url).doing("connecting")?;
+            // Tested when it is given back; before its next use only if the server may have gone meanwhile.
+            let pool = PgPoolOptions::new()
+                .max_connections(16)
+                .test_before_acquire(false)
+                .before_acquire(|connection, meta| {
+                    Box::pin(async move {
+                        if meta.idle_for > IDLE {
+                            connection.ping().await?;
+                        }
+                        Ok(true)
+                    })
+                })
+                .connect_lazy(url)
+                .doing("connecting")?;
             sqlx::migrate!("../migrations/postgres").run(&pool).await.map_err(Error::Migration)?;
             Pool::Postgres(pool)
         } else {
