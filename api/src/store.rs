@@ -201,10 +201,12 @@ impl Db {
                 // Tested when it is given back; between that and its next use nothing happens to a file.
                 .test_before_acquire(false)
                 // On a full disk SQLite rolls back by itself, of which sqlx does not know: it would take the connection for one inside a
-                // transaction for good.
+                // transaction for good. The ping waits for a rollback under way; it is worth its time only where there may be one.
                 .after_release(|connection, _| {
                     Box::pin(async move {
-                        connection.ping().await?;
+                        if connection.is_in_transaction() {
+                            connection.ping().await?;
+                        }
                         Ok(!connection.is_in_transaction())
                     })
                 })
@@ -273,5 +275,35 @@ impl Tx {
             Self::Postgres(tx) => tx.commit().await,
         }
         .doing("committing")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Executor;
+
+    use super::*;
+    use crate::domain::time::now;
+
+    /// SQLite rolls back by itself then, of which sqlx does not know.
+    #[tokio::test]
+    async fn a_full_disk_leaves_no_connection_in_a_transaction() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("test.db");
+        let db = Db::open(&format!("sqlite:{}", file.display())).await.unwrap();
+        let mut tx = db.begin().await.unwrap();
+        // Not less than there are: full from now on.
+        let limit = "PRAGMA max_page_count = 1";
+        within!(tx, |connection| connection.execute(limit).await.map(drop)).unwrap();
+        let add = "INSERT INTO users (email, created_at) VALUES (HEX(RANDOMBLOB(100000)), '')";
+        let full = within!(tx, |connection| connection.execute(add).await.map(drop)).unwrap_err();
+        assert!(full.to_string().contains("full"), "{full}");
+        drop(tx);
+        for number in 0..20 {
+            let email = format!("{number}@example.org");
+            db.user_add(&email, now()).await.unwrap();
+            db.begin().await.unwrap().commit().await.unwrap();
+        }
+        db.close().await;
     }
 }
