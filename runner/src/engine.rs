@@ -13,6 +13,9 @@ pub use docker::Docker;
 
 use crate::task::Resources;
 
+/// What a container without network is called, by itself.
+pub(crate) const HOSTNAME: &str = "solver";
+
 /// What the engine's machine has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
@@ -88,7 +91,7 @@ pub struct ContainerSpec {
     pub resources: Resources,
     /// GPUs by index.
     pub gpus: Vec<u32>,
-    /// The engine's default network, or none.
+    /// The engine's default network, or none. Without one the engine makes no `/etc/hosts` either.
     pub network: bool,
     /// Bytes of the log that will be read; the engine keeps a little more of it.
     pub log_bytes: u64,

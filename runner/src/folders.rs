@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::Permissions,
+    fs::{self, Permissions},
     io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -14,11 +14,11 @@ use rustix::{
     fs::{Gid, Uid, chown},
     process::{getegid, geteuid},
 };
-use tokio::{fs, task::spawn_blocking, time::timeout};
+use tokio::{task::spawn_blocking, time::timeout};
 use uuid::Uuid;
 
 use crate::{
-    engine::{ContainerSpec, Docker, EngineError},
+    engine::{ContainerSpec, Docker, EngineError, HOSTNAME},
     remove::remove,
     run::CleanUpError,
     task::Resources,
@@ -46,26 +46,36 @@ impl Folders {
         Self { job: work.join(job_id.to_string()) }
     }
 
-    /// Makes the folders. The job's own must not exist: another run of the job may be using it.
-    pub(crate) async fn create(&self) -> io::Result<()> {
+    /// Makes the folders. The job's own must not exist: another run of the job may be using it. Blocks.
+    pub(crate) fn create(&self) -> io::Result<()> {
         if let Some(work) = self.job.parent() {
-            fs::create_dir_all(work).await?;
+            fs::create_dir_all(work)?;
         }
-        fs::create_dir(&self.job).await?;
+        fs::create_dir(&self.job)?;
         // The outer folder keeps other users of the host out of the inner ones, which solvers of any user may write to.
-        fs::set_permissions(&self.job, Permissions::from_mode(0o700)).await?;
+        fs::set_permissions(&self.job, Permissions::from_mode(0o700))?;
         for (name, _, mode) in MOUNTED {
             let folder = self.job.join(name);
-            fs::create_dir(&folder).await?;
-            fs::set_permissions(&folder, Permissions::from_mode(mode)).await?;
+            fs::create_dir(&folder)?;
+            fs::set_permissions(&folder, Permissions::from_mode(mode))?;
             give(&folder)?;
         }
-        fs::create_dir(self.scratch()).await
+        fs::write(self.hosts(), format!("127.0.0.1 localhost {HOSTNAME}\n::1 localhost\n"))?;
+        fs::create_dir(self.scratch())
     }
 
-    /// The mounted folders, and where the container sees them.
-    pub(crate) fn mounts(&self) -> Vec<(PathBuf, String)> {
-        MOUNTED.map(|(name, target, _)| (self.job.join(name), target.to_owned())).into()
+    /// What is mounted, and where the container sees it.
+    pub(crate) fn mounts(&self, network: bool) -> Vec<(PathBuf, String)> {
+        let mut mounts =
+            MOUNTED.map(|(name, target, _)| (self.job.join(name), target.to_owned())).to_vec();
+        if !network {
+            mounts.push((self.hosts(), "/etc/hosts".to_owned()));
+        }
+        mounts
+    }
+
+    fn hosts(&self) -> PathBuf {
+        self.job.join("hosts")
     }
 
     /// Makes a folder for each volume that the image declares: else the engine would make it, where nobody measures what is in it.
@@ -75,7 +85,7 @@ impl Folders {
         let targets = targets.iter().filter(|target| !mounted(target));
         let volume = |(number, target): (usize, &String)| {
             let folder = self.volumes_folder().join(number.to_string());
-            std::fs::create_dir_all(&folder).map(|()| (folder, target.clone()))
+            fs::create_dir_all(&folder).map(|()| (folder, target.clone()))
         };
         targets.enumerate().map(volume).collect()
     }
