@@ -50,6 +50,11 @@ impl Kept {
         )
     }
 
+    /// Takes nothing more into the beginning.
+    pub(crate) const fn close(&mut self) {
+        self.room = 0;
+    }
+
     /// Whether the beginning is complete.
     pub(crate) const fn is_full(&self) -> bool {
         self.room == 0

@@ -27,6 +27,12 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// How long after an error, or when there was nothing new, the log is opened again.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// How long after it brought new lines: mostly it has ended with the container, of which the engine is about to tell.
+const SOON: Duration = Duration::from_millis(50);
+
+/// How long after a stopped container the log is still read from where reading stands: of what is unread then only the end is.
+const STOPPED: Duration = Duration::from_millis(500);
+
 /// Pieces that are passed on together if they are there, and bytes: short lines are many.
 const TOGETHER: usize = 1024;
 const TOGETHER_BYTES: usize = 64 * 1024;
@@ -100,23 +106,22 @@ pub(crate) async fn follow(
     container: &str,
     mut printed: Printed<'_>,
     ended: &CancellationToken,
+    stop: &CancellationToken,
 ) -> Vec<String> {
     let mut lines = Lines::since(printed.recorded.since.unwrap_or_default());
     loop {
         let complete = ended.is_cancelled();
         let stream = engine.logs(container, &mut lines, printed.kept.lines_that_matter());
-        let result = printed.read(stream, complete, ended).await;
-        if complete {
+        let result = printed.read(stream, complete, ended, stop).await;
+        if complete && !std::mem::take(&mut printed.closed) {
             if let Err(error) = result {
                 let text = format!("log lines may be missing: {error}");
                 printed.report.warning(text).await;
             }
             break;
         }
-        // Opening it again at once is worth it only while that brings new lines.
-        if !matches!(result, Ok(true)) {
-            ended.run_until_cancelled(tokio::time::sleep(AGAIN)).await;
-        }
+        let pause = if matches!(result, Ok(true)) { SOON } else { AGAIN };
+        ended.run_until_cancelled(tokio::time::sleep(pause)).await;
         if result.is_err() {
             // An engine that is away does not make the solver silent.
             printed.clocks.listening();
@@ -135,6 +140,8 @@ pub(crate) struct Printed<'a> {
     recorded: &'a Recorded,
     clocks: &'a Clocks,
     kept: Kept,
+    /// The beginning was closed just now: the end is still to be read.
+    closed: bool,
     /// Lines to be passed on together.
     lines: String,
     last: VecDeque<String>,
@@ -150,7 +157,7 @@ impl<'a> Printed<'a> {
     ) -> Self {
         let kept = Kept::new(limit, recorded.bytes);
         let (lines, last) = (String::new(), VecDeque::new());
-        Self { report, progress, recorded, clocks, kept, lines, last }
+        Self { report, progress, recorded, clocks, kept, closed: false, lines, last }
     }
 
     /// Reads a stream, a `complete` one to its end; whether there was a line.
@@ -159,8 +166,14 @@ impl<'a> Printed<'a> {
         pieces: impl Stream<Item = Result<Piece, EngineError>>,
         complete: bool,
         ended: &CancellationToken,
+        stop: &CancellationToken,
     ) -> Result<bool, EngineError> {
         let mut pieces = pin!(pieces.ready_chunks(TOGETHER));
+        let mut stopped = pin!(async {
+            stop.cancelled().await;
+            ended.cancelled().await;
+            tokio::time::sleep(STOPPED).await;
+        });
         let mut any = false;
         loop {
             let silence = async {
@@ -171,6 +184,12 @@ impl<'a> Printed<'a> {
                 biased;
                 // By now only the end matters, and the next reading begins there.
                 () = ended.cancelled(), if self.kept.is_full() && !complete => return Ok(any),
+                () = &mut stopped, if !self.kept.is_full() => {
+                    self.kept.close();
+                    self.closed = true;
+                    self.warn("the solver was stopped: of what it had printed and was not read yet only the last lines are shown").await;
+                    return Ok(any);
+                }
                 ready = pieces.next() => ready,
                 () = silence => {
                     let reason = "it did not end with the container".to_owned();

@@ -212,7 +212,7 @@ impl Run<'_> {
             let message = format!("making the folder {}: {error}", folders.path().display());
             TaskError::new(FailureKind::Machine, message)
         };
-        folders.create().await.map_err(machine)?;
+        folders.create().map_err(machine)?;
         if self.task.integration_version == 0 {
             logfile::create(&folders.logs()).map_err(machine)?;
         }
@@ -347,7 +347,7 @@ impl Run<'_> {
         };
         let ((end, wall), mut last_lines, from_file, sampled) = tokio::join!(
             ending,
-            follow(self.engine, container, printed, &ended),
+            follow(self.engine, container, printed, &ended, self.stop),
             log_file,
             meter.sample(self.engine.samples(container), &self.report, &ended)
         );
@@ -476,7 +476,7 @@ fn spec(task: &Task, image: &str, folders: &Folders) -> ContainerSpec {
         user: None,
         env,
         labels,
-        mounts: folders.mounts(),
+        mounts: folders.mounts(task.network),
         volumes: Vec::new(),
         largest_file: task.limits.disk_bytes,
         resources: task.resources,

@@ -12,7 +12,7 @@ use std::{
     path::Path,
     process::Command,
     sync::{LazyLock, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};

@@ -93,6 +93,40 @@ async fn of_an_endless_log_beginning_and_end_are_kept() {
 }
 
 #[tokio::test]
+async fn of_a_log_that_nobody_can_follow_only_the_end_is_read_after_a_stop() {
+    const AHEAD: u64 = 3_000_000;
+    let bench = Bench::new();
+    let limits = Limits { log_bytes: 256 * MIB, grace: Duration::ZERO, ..Limits::default() };
+    let mut container = None;
+    let (outcome, events) = bench
+        .run(&limited("seq 1 1000000000 | sed s/^/n/", limits), |event| match event {
+            Event::Started { container: started } => container = Some(started.clone()),
+            Event::Log(line) if line.ends_with(" n1") => {
+                // Nobody reads while this looks.
+                let last =
+                    || command("docker", &["logs", "--tail", "1", container.as_ref().unwrap()]);
+                let deadline = Instant::now() + DEADLINE;
+                while !numbers(&[last().trim().to_owned()]).iter().any(|number| *number > AHEAD) {
+                    assert!(Instant::now() < deadline, "last seen: {}", last());
+                }
+                bench.stop.cancel();
+            }
+            Event::Log(_) | Event::Used(_) | Event::Progress(_) => {}
+        })
+        .await;
+    assert_eq!(outcome, Outcome::Stopped);
+    let lines = texts(&events);
+    let notice = "[WARNING] solverd: the solver was stopped: of what it had printed";
+    let gap = lines.iter().position(|line| line.starts_with(notice));
+    let gap = gap.unwrap_or_else(|| panic!("{:?}", lines.last()));
+    let (begin, end) = (numbers(&lines[..gap]), numbers(&lines[gap..]));
+    assert_eq!(begin, (1..=begin.len() as u64).collect::<Vec<_>>());
+    let first = end[0];
+    assert!(first > begin.len() as u64 && end.last().unwrap() > &AHEAD, "{first}");
+    assert_eq!(end, (first..first + end.len() as u64).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn the_beginning_of_a_log_does_not_grow_when_its_container_is_adopted() {
     const LINES: u64 = 1_000_000;
     let bench = Bench::new();
@@ -231,6 +265,33 @@ async fn a_registry_that_never_answers_is_not_waited_for() {
     let (error, _) = bench.fail(&task).await;
     assert_eq!(error.kind, FailureKind::PullTime, "{error}");
     assert_eq!(error.message, "pulling the image took 2 s, its limit of time");
+}
+
+#[tokio::test]
+async fn without_a_network_there_is_a_loopback_of_ones_own() {
+    let (one, two, there) = (Bench::new(), Bench::new(), Notify::new());
+    let limits = Limits { grace: Duration::ZERO, ..Limits::default() };
+    let first = limited("readlink /proc/self/ns/net; exec sleep 600", limits);
+    let second = "readlink /proc/self/ns/net; hostname
+        echo heard >/outputs/said; httpd -p 4000 -h /outputs; wget -q -O - http://localhost:4000/said
+        wget -O - http://solver:4001/ 2>&1 | tail -n 1";
+    let beside = async {
+        there.notified().await;
+        let done = two.run_script(second).await;
+        one.stop.cancel();
+        done
+    };
+    let seen = |event: &Event| {
+        if matches!(event, Event::Log(line) if line.contains(" net:[")) {
+            there.notify_one();
+        }
+    };
+    let ((outcome, first), (other, second)) = tokio::join!(one.run(&first, seen), beside);
+    assert_eq!((outcome, other), (Outcome::Stopped, Outcome::Succeeded(BTreeMap::new())));
+    let (first, second) = (printed(&first), printed(&second));
+    assert_ne!(first[0], second[0], "the namespace");
+    let refused = "wget: can't connect to remote host (127.0.0.1): Connection refused";
+    assert_eq!(second[1..], ["solver", "heard", refused]);
 }
 
 #[tokio::test]
