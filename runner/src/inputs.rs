@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Component, Path, PathBuf},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use tokio::{
     fs::{self, File},
     io::{AsyncReadExt, AsyncWriteExt},
     task::spawn_blocking,
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +31,14 @@ fn values_name(task: &Task) -> &'static str {
 
 /// Files fetched at a time.
 const PARALLEL: usize = 8;
+
+/// Before a file is fetched again whose reading broke off. How long a store that is away is waited for is for [`Artifacts::open`] to say.
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(20),
+];
 
 /// Bytes read at a time.
 const CHUNK: usize = 256 * 1024;
@@ -117,14 +127,38 @@ async fn prepare(folder: &Path, task: &Task) -> io::Result<()> {
     Ok(())
 }
 
+/// Fetches a file, from its beginning again when reading it breaks off.
 async fn fetch(path: &Path, file: &InputFile, artifacts: &impl Artifacts) -> Result<(), TaskError> {
+    let mut pauses = PAUSES.into_iter();
+    loop {
+        match copy(path, file, artifacts).await? {
+            Ok(()) => return Ok(()),
+            Err(error) => {
+                let Some(pause) = pauses.next() else { return Err(failed(file, &error)) };
+                tracing::warn!(port = file.port, %error, "an input is fetched again");
+                sleep(pause).await;
+            }
+        }
+        fs::remove_file(path).await.map_err(machine)?;
+    }
+}
+
+/// The inner error is that of reading.
+async fn copy(
+    path: &Path,
+    file: &InputFile,
+    artifacts: &impl Artifacts,
+) -> Result<io::Result<()>, TaskError> {
     let failed = |reason: &dyn std::fmt::Display| failed(file, reason);
     let mut source = artifacts.open(file).await.map_err(|error| failed(&error))?;
     let mut target = File::create_new(path).await.map_err(machine)?;
     let mut digest = file.sha256.as_ref().map(|_| Sha256::new());
     let mut chunk = vec![0; CHUNK];
     loop {
-        let length = source.read(&mut chunk).await.map_err(|error| failed(&error))?;
+        let length = match source.read(&mut chunk).await {
+            Ok(length) => length,
+            Err(error) => return Ok(Err(error)),
+        };
         if length == 0 {
             break;
         }
@@ -141,7 +175,7 @@ async fn fetch(path: &Path, file: &InputFile, artifacts: &impl Artifacts) -> Res
             return Err(failed(&format_args!("its SHA-256 is {found}, declared was {declared}")));
         }
     }
-    Ok(())
+    Ok(Ok(()))
 }
 
 /// Unpacks an archive, and removes it.
@@ -197,10 +231,11 @@ fn machine(error: io::Error) -> TaskError {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::Mutex};
 
     use serde_json::json;
     use tokio::{io::AsyncRead, sync::Barrier};
+    use tokio_util::io::StreamReader;
     use uuid::Uuid;
 
     use super::*;
@@ -209,6 +244,37 @@ mod tests {
     /// Every file holds its own path. With a barrier, none is given out before all are asked for.
     #[derive(Default)]
     struct Paths(Option<Barrier>);
+
+    /// Breaks off in the middle of every file, the first so many times.
+    struct Breaking(Mutex<usize>);
+
+    impl Artifacts for Breaking {
+        async fn open(
+            &self,
+            file: &InputFile,
+        ) -> Result<impl AsyncRead + Send + Unpin, ArtifactError> {
+            let (half, rest) = file.path.split_at(file.path.len() / 2);
+            let mut left = self.0.lock().unwrap();
+            let rest = if *left == 0 {
+                Ok(Bytes::copy_from_slice(rest.as_bytes()))
+            } else {
+                *left -= 1;
+                Err(io::Error::other("the connection was closed"))
+            };
+            let half = Ok(Bytes::copy_from_slice(half.as_bytes()));
+            Ok(StreamReader::new(stream::iter([half, rest])))
+        }
+
+        async fn store(
+            &self,
+            _: &str,
+            _: &str,
+            _: File,
+            _: u64,
+        ) -> Result<StoredFile, ArtifactError> {
+            Err(ArtifactError("not here".to_owned()))
+        }
+    }
 
     impl Artifacts for Paths {
         async fn open(
@@ -290,6 +356,16 @@ mod tests {
         let artifacts = Paths(Some(Barrier::new(3)));
         let task = task(&["a", "b", "c"]);
         stage(folder.path(), folder.path(), &task, &artifacts).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_breaks_off_is_fetched_again_from_its_beginning() {
+        let folder = tempfile::tempdir().unwrap();
+        let (task, broken) = (task(&["some.txt"]), Breaking(Mutex::new(1)));
+        stage(folder.path(), folder.path(), &task, &broken).await.unwrap();
+        assert_eq!(*broken.0.lock().unwrap(), 0);
+        let text = std::fs::read_to_string(folder.path().join("some.txt")).unwrap();
+        assert_eq!(text, "some.txt");
     }
 
     #[tokio::test]
