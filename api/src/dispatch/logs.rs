@@ -8,7 +8,10 @@ use std::{
 };
 
 use chrono::{SecondsFormat, Utc};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 use super::{Error, Result};
@@ -17,8 +20,10 @@ use crate::{domain::job::Job, objects::Objects, report::chain, store::Db};
 /// How many chunks of a log are read at once.
 const CHUNKS: i64 = 64;
 
-/// Pauses between attempts to store a zip. After the last, the job ends without it, and the first reader gets it made.
+/// Pauses between attempts to store a zip. After the last, or when they take too long together, the job ends without it, and the first
+/// reader gets it made.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
+const TOGETHER: Duration = Duration::from_secs(15);
 
 /// Characters of a line of our own.
 const LONGEST_LINE: usize = 2000;
@@ -39,16 +44,22 @@ impl LogZips {
 
     /// Stores the log zip of a job; `None` while the object store is away: a job must reach its end even then.
     pub(super) async fn try_store(&self, job: &Job) -> Option<String> {
-        for pause in PAUSES.map(Some).into_iter().chain([None]) {
-            match self.store(job).await {
-                Ok(key) => return Some(key),
-                Err(error) => {
-                    tracing::warn!(job = %job.id, error = chain(&error), "the log zip could not be stored");
+        let attempts = async {
+            for pause in PAUSES.map(Some).into_iter().chain([None]) {
+                match self.store(job).await {
+                    Ok(key) => return Some(key),
+                    Err(error) => {
+                        tracing::warn!(job = %job.id, error = chain(&error), "the log zip could not be stored");
+                    }
                 }
+                sleep(pause?).await;
             }
-            tokio::time::sleep(pause?).await;
-        }
-        None
+            None
+        };
+        timeout(TOGETHER, attempts).await.unwrap_or_else(|_| {
+            tracing::warn!(job = %job.id, "the log zip was not stored within {} s", TOGETHER.as_secs());
+            None
+        })
     }
 
     /// The log zip of an ended job whose zip could not be stored at its end: made now.
