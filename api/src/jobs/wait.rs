@@ -77,7 +77,7 @@ impl Prefer {
         let known = (wait.state.unwrap_or(job.state), wait.progress.unwrap_or(job.progress));
         while !job.state.is_final() && (job.state, job.progress) == known {
             tokio::select! {
-                told = timeout_at(deadline, changed.wait()) => if told.is_err() { break },
+                told = timeout_at(deadline, changed.wait_for_more_than_lines()) => if told.is_err() { break },
                 () = closing.cancelled() => break,
             }
             job = look().await?;

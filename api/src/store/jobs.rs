@@ -413,7 +413,7 @@ impl Db {
             .await
             .map(drop))
         .doing("writing a job's log")?;
-        self.changes.notify(id);
+        self.changes.notify_of_lines(id);
         Ok(())
     }
 
