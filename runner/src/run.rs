@@ -189,33 +189,32 @@ impl Run<'_> {
             (self.launch(folders, artifacts).await?, Recorded::default(), Duration::ZERO)
         };
         self.report.send(Event::Started { container: container.clone() }).await;
-        let last_lines = self.attend(&container, folders, &recorded, ago).await?;
-
-        let (outputs, scratch) = (folders.outputs(), folders.scratch());
-        let (version, ports) = (self.task.integration_version, &self.task.outputs);
-        let collecting = outputs::collect(&outputs, &scratch, version, ports, artifacts);
-        let collected = self.or_stop(collecting).await;
-        let collected = collected.map_err(|halt| halt.with_lines(last_lines))?;
-        self.report.info(format!("{} outputs stored", collected.len())).await;
-        Ok(collected)
+        self.attend(&container, folders, &recorded, ago, artifacts).await
     }
 
     /// From nothing to a running container.
     async fn launch(&self, folders: &Folders, artifacts: &impl Artifacts) -> Result<String, Halt> {
         self.report.info(format!("image {}", self.task.image)).await;
-        let image = match self.insist(|| self.engine.image(self.image())).await {
-            Err(Halt::Failed(TaskError { kind: FailureKind::Image, .. })) => self.pull().await?,
-            found => found?,
-        };
-        self.unless_stopped()?;
         let machine = |error| {
             let message = format!("making the folder {}: {error}", folders.path().display());
             TaskError::new(FailureKind::Machine, message)
         };
-        folders.create().map_err(machine)?;
-        if self.task.integration_version == 0 {
-            logfile::create(&folders.logs()).map_err(machine)?;
-        }
+        let create_folders = async {
+            folders.create()?;
+            if self.task.integration_version == 0 {
+                logfile::create(&folders.logs())?;
+            }
+            Ok(())
+        };
+        // The engine looks while we make folders.
+        let (found, created) =
+            tokio::join!(self.insist(|| self.engine.image(self.image())), create_folders);
+        created.map_err(machine)?;
+        let image = match found {
+            Err(Halt::Failed(TaskError { kind: FailureKind::Image, .. })) => self.pull().await?,
+            found => found?,
+        };
+        self.unless_stopped()?;
         let volumes = folders.volumes(&image.volumes).map_err(machine)?;
         self.report.info(format!("staging {} files", self.task.files.len())).await;
         let (inputs, scratch) = (folders.inputs(), folders.scratch());
@@ -315,15 +314,16 @@ impl Run<'_> {
         self.or_stop(patience).await
     }
 
-    /// Follows the container until it has ended well, and its log until that has; answers with the last lines. What it uses is sampled
-    /// beside that, and nothing waits for a sample.
+    /// Follows the container until it has ended and its outputs are stored, and its log until that has. What it uses is sampled beside
+    /// that, and nothing waits for a sample.
     async fn attend(
         &self,
         container: &str,
         folders: &Folders,
         recorded: &Recorded,
         ago: Duration,
-    ) -> Result<Vec<String>, Halt> {
+        artifacts: &impl Artifacts,
+    ) -> Result<BTreeMap<String, Output>, Halt> {
         let progress = self.progress().await;
         let disk = self.disk(folders);
         let meter = Meter::new(self.task.resources.nano_cpus, ago);
@@ -334,8 +334,14 @@ impl Run<'_> {
         let ending = async {
             let end = self.end(container, &clocks, &disk).await;
             ended.cancel();
-            let ran = end.as_ref().ok().and_then(|end| end.exit.ran);
-            (end, ran.unwrap_or_else(|| meter.elapsed()))
+            let exit = end.as_ref().ok().map(|end| end.exit);
+            let wall = exit.and_then(|exit| exit.ran).unwrap_or_else(|| meter.elapsed());
+            // The log's last lines are read meanwhile.
+            let outputs = match end {
+                Ok(end) => self.harvest(&end, container, folders, &disk, artifacts).await,
+                Err(halt) => Err(halt),
+            };
+            (exit, wall, outputs)
         };
         let log_file = async {
             if self.task.integration_version > 0 {
@@ -345,7 +351,7 @@ impl Run<'_> {
             let printed = Printed::new(&self.report, &progress, &recorded, &clocks, limit);
             logfile::follow(folders, printed, &self.report, &ended).await
         };
-        let ((end, wall), mut last_lines, from_file, sampled) = tokio::join!(
+        let ((exit, wall, outputs), mut last_lines, from_file, sampled) = tokio::join!(
             ending,
             follow(self.engine, container, printed, &ended, self.stop),
             log_file,
@@ -358,23 +364,37 @@ impl Run<'_> {
             last_lines.drain(..last_lines.len().saturating_sub(LAST_LINES));
         }
         self.report.send(Event::Used(sampled.usage(wall))).await;
-        let End { exit, interrupted } = end.map_err(|halt| halt.with_lines(last_lines.clone()))?;
-        self.report
-            .info(format!("exit code {} after {:.1} s", exit.code, wall.as_secs_f64()))
-            .await;
-        // What came after the last look may explain the end, and is too much to be kept.
-        if let Err(too_much) = disk.look(Some(container)).await {
-            return Err(Halt::from(too_much).with_lines(last_lines));
+        if let Some(Exit { code, .. }) = exit {
+            self.report.info(format!("exit code {code} after {:.1} s", wall.as_secs_f64())).await;
         }
-        match failure(exit, self.task) {
-            Some(error) if interrupted => {
+        let outputs = outputs.map_err(|halt| halt.with_lines(last_lines))?;
+        self.report.info(format!("{} outputs stored", outputs.len())).await;
+        Ok(outputs)
+    }
+
+    /// Stores the outputs of a container that has ended well.
+    async fn harvest(
+        &self,
+        end: &End,
+        container: &str,
+        folders: &Folders,
+        disk: &Disk<'_>,
+        artifacts: &impl Artifacts,
+    ) -> Result<BTreeMap<String, Output>, Halt> {
+        // What came after the last look may explain the end, and is too much to be kept.
+        disk.look(Some(container)).await?;
+        match failure(end.exit, self.task) {
+            Some(error) if end.interrupted => {
                 let message =
                     format!("{}; the container engine went away while it ran", error.message);
-                Err(Halt::from(TaskError::new(FailureKind::Engine, message)).with_lines(last_lines))
+                return Err(TaskError::new(FailureKind::Engine, message).into());
             }
-            Some(error) => Err(Halt::from(error).with_lines(last_lines)),
-            None => Ok(last_lines),
+            Some(error) => return Err(error.into()),
+            None => {}
         }
+        let (outputs, scratch) = (folders.outputs(), folders.scratch());
+        let (version, ports) = (self.task.integration_version, &self.task.outputs);
+        self.or_stop(outputs::collect(&outputs, &scratch, version, ports, artifacts)).await
     }
 
     /// Waits for the end of the container, or brings it about.
