@@ -27,8 +27,10 @@ const SILENCE: Duration = Duration::from_secs(10);
 /// How long after an error, or when there was nothing new, the log is opened again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How long after it brought new lines: mostly it has ended with the container, of which the engine is about to tell.
+/// How long after it brought new lines, unless they were many: mostly it has ended with the container, of which the engine is about to
+/// tell.
 const SOON: Duration = Duration::from_millis(50);
+const MANY: usize = 10_000;
 
 /// How long after a stopped container the log is still read from where reading stands: of what is unread then only the end is.
 const STOPPED: Duration = Duration::from_millis(500);
@@ -117,10 +119,17 @@ pub(crate) async fn follow(
             if let Err(error) = result {
                 let text = format!("log lines may be missing: {error}");
                 printed.report.warning(text).await;
+            } else if lines.jump() {
+                continue;
             }
             break;
         }
-        let pause = if matches!(result, Ok(true)) { SOON } else { AGAIN };
+        let pause = match result {
+            Ok(0) | Err(_) => AGAIN,
+            Ok(1..MANY) => SOON,
+            // The engine has begun another file, and throws the oldest away.
+            Ok(_) => Duration::ZERO,
+        };
         ended.run_until_cancelled(tokio::time::sleep(pause)).await;
         if result.is_err() {
             // An engine that is away does not make the solver silent.
@@ -160,21 +169,21 @@ impl<'a> Printed<'a> {
         Self { report, progress, recorded, clocks, kept, closed: false, lines, last }
     }
 
-    /// Reads a stream, a `complete` one to its end; whether there was a line.
+    /// Reads a stream, a `complete` one to its end; how many lines there were.
     async fn read(
         &mut self,
         pieces: impl Stream<Item = Result<Piece, EngineError>>,
         complete: bool,
         ended: &CancellationToken,
         stop: &CancellationToken,
-    ) -> Result<bool, EngineError> {
+    ) -> Result<usize, EngineError> {
         let mut pieces = pin!(pieces.ready_chunks(TOGETHER));
         let mut stopped = pin!(async {
             stop.cancelled().await;
             ended.cancelled().await;
             tokio::time::sleep(STOPPED).await;
         });
-        let mut any = false;
+        let mut lines = 0;
         loop {
             let silence = async {
                 ended.cancelled().await;
@@ -183,12 +192,12 @@ impl<'a> Printed<'a> {
             let ready = tokio::select! {
                 biased;
                 // By now only the end matters, and the next reading begins there.
-                () = ended.cancelled(), if self.kept.is_full() && !complete => return Ok(any),
+                () = ended.cancelled(), if self.kept.is_full() && !complete => return Ok(lines),
                 () = &mut stopped, if !self.kept.is_full() => {
                     self.kept.close();
                     self.closed = true;
                     self.warn("the solver was stopped: of what it had printed and was not read yet only the last lines are shown").await;
-                    return Ok(any);
+                    return Ok(lines);
                 }
                 ready = pieces.next() => ready,
                 () = silence => {
@@ -196,12 +205,12 @@ impl<'a> Printed<'a> {
                     return Err(EngineError::Failed { doing: "reading the log", reason });
                 }
             };
-            let Some(ready) = ready else { return Ok(any) };
+            let Some(ready) = ready else { return Ok(lines) };
             self.clocks.heard();
             let mut result = Ok(());
             for piece in ready {
                 match piece {
-                    Ok(piece) => any |= self.piece(piece).await,
+                    Ok(piece) => lines += usize::from(self.piece(piece).await),
                     Err(error) => result = Err(error),
                 }
             }
@@ -302,6 +311,10 @@ pub(crate) struct Lines {
     last: Vec<u8>,
     /// Frames come from a stream that begins before `last`.
     behind: bool,
+    /// Some of them were taken to be from before `last`.
+    skipped: bool,
+    /// The next frame does not follow `last`.
+    jumped: bool,
 }
 
 /// What a frame brings.
@@ -329,6 +342,7 @@ impl Lines {
     /// To be called before another stream of the same log is read, which must begin at the second that it answers with.
     pub(crate) fn resume(&mut self) -> i64 {
         self.behind = !self.last.is_empty();
+        self.skipped = false;
         let timestamp = self
             .last
             .split(|byte| *byte == b' ')
@@ -339,13 +353,27 @@ impl Lines {
             .map_or(self.since, |at| at.timestamp())
     }
 
+    /// To be called when a stream was read to its end: whether it did not have the last frame taken, so that all that it had came later,
+    /// be it in the same second. Then the next stream is taken as it comes.
+    fn jump(&mut self) -> bool {
+        let jumped = self.behind && self.skipped;
+        if jumped {
+            self.since = self.resume();
+            self.last.clear();
+            (self.stdout, self.stderr) = (Partial::default(), Partial::default());
+            self.jumped = true;
+        }
+        jumped
+    }
+
     /// Takes a frame, unless it was taken before.
     pub(crate) fn push(&mut self, source: Source, frame: &[u8]) -> Option<Piece> {
-        let torn = self.behind;
+        let torn = self.behind || std::mem::take(&mut self.jumped);
         if self.behind {
             // Frames of two streams may be out of order by some microseconds: identity counts, within the second.
             self.behind = frame != self.last && second(frame) <= second(&self.last);
             if self.behind || frame == self.last {
+                self.skipped = true;
                 return None;
             }
             (self.stdout, self.stderr) = (Partial::default(), Partial::default());
@@ -488,6 +516,19 @@ mod tests {
         let three = "2026-01-01T10:00:01.000000006Z three".to_owned();
         assert_eq!(line, Some(Piece { line: Some(three), torn: false }));
         assert_eq!(lines.push(Source::Stdout, &at(8, "begun")), Some(PART));
+
+        assert_eq!(lines.resume(), 1_767_261_601);
+        assert_eq!(lines.push(Source::Stdout, &at(9, "the frame seen last is gone\n")), None);
+        assert!(lines.jump(), "nothing was taken");
+        assert_eq!(lines.resume(), 1_767_261_601);
+        for torn in [true, false] {
+            let piece = lines.push(Source::Stdout, &at(9, "the frame seen last is gone\n"));
+            let text = "2026-01-01T10:00:01.000000009Z the frame seen last is gone".to_owned();
+            assert_eq!(piece, Some(Piece { line: Some(text), torn }));
+        }
+        lines.resume();
+        assert_eq!(lines.push(Source::Stdout, &at(9, "the frame seen last is gone\n")), None);
+        assert!(!lines.jump(), "it was there");
 
         lines.resume();
         let text = "2026-01-01T10:00:02.000000000Z the frame seen last is not there any more";

@@ -52,6 +52,9 @@ const CAPABILITIES: [&str; 6] = ["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "SET
 /// What the engine writes of a log, for each byte that is to be read: it wraps every line in JSON, which makes more than double of short ones.
 const LOG_FILE: u64 = 3;
 
+/// At least for so many bytes: when a file is full, engines drop what is still unread of it.
+const SMALLEST_LOG: u64 = 8 << 20;
+
 /// What no process may write to: what engines protect by default, and the three files that are mounted from places that nobody
 /// measures.
 const READ_ONLY: [&str; 8] = [
@@ -465,7 +468,7 @@ fn body(spec: &ContainerSpec) -> ContainerCreateBody {
             // Unlimited by default: a solver that only prints fills the disk at 80 MiB/s. It is never slowed down by whoever follows, who
             // loses what is thrown away: of the first file nothing, and at the end the last one is there.
             config: Some(HashMap::from([
-                ("max-size".to_owned(), (LOG_FILE * spec.log_bytes).to_string()),
+                ("max-size".to_owned(), (LOG_FILE * spec.log_bytes.max(SMALLEST_LOG)).to_string()),
                 ("max-file".to_owned(), "2".to_owned()),
             ])),
         }),
