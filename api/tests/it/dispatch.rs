@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use chrono::TimeDelta;
@@ -414,6 +415,7 @@ async fn abandoned(db: Db) {
         Docker::connect().unwrap(),
         folder.path().join("work"),
         FileId::new().to_string(),
+        Duration::MAX,
         Limits::default(),
         Bounds { machine: machine().await, owner: OwnerLimits::default() },
         Wake::default(),
