@@ -337,8 +337,10 @@ impl Dispatcher {
 
     fn launch(&self, claimed: Claimed, hold: Hold, fate: Fate) {
         let id = claimed.job.id;
-        let lost = CancellationToken::new();
-        let stop = lost.child_token();
+        let stop = CancellationToken::new();
+        let steps = matches!(fate, Fate::Steps);
+        // A stop would end the steps, which go on elsewhere.
+        let lost = if steps { CancellationToken::new() } else { stop.clone() };
         // Between the queue and the claim somebody may have asked to stop it.
         if claimed.job.stop_requested_at.is_some() {
             stop.cancel();
@@ -353,10 +355,8 @@ impl Dispatcher {
         drop(slots);
         let occupied = Occupied { dispatcher: self.clone(), id };
         self.0.tasks.spawn(async move {
-            let steps = matches!(fate, Fate::Steps);
             let work = Box::pin(occupied.dispatcher.drive(claimed, fate, stop));
             let done = if steps {
-                // A stop would end the steps, which go on elsewhere.
                 lost.run_until_cancelled(work).await.unwrap_or(Ok(()))
             } else {
                 work.await
