@@ -100,6 +100,7 @@ impl App {
             engine,
             data_dir.join("work"),
             instance,
+            settings.instance_timeout(),
             settings.limits(),
             bounds,
             wake.clone(),

@@ -8,6 +8,7 @@ mod admission;
 mod artifacts;
 mod drive;
 mod finish;
+mod instances;
 mod logs;
 mod steps;
 mod task;
@@ -34,6 +35,7 @@ pub use logs::LogZips;
 pub use webhooks::Webhooks;
 
 use admission::{Admission, Hold, Memory, Verdict, Wait, free_gpus};
+use instances::Watch;
 use logs::log_line;
 
 use crate::{
@@ -102,6 +104,9 @@ struct Inner {
     /// Folder of the jobs' folders.
     work: PathBuf,
     lease: Lease,
+    /// How long another service may be silent before its jobs are ended.
+    instance_timeout: Duration,
+    watch: tokio::sync::Mutex<Watch>,
     /// What jobs may have of the machine.
     bounds: Bounds,
     /// What no job may exceed beside that.
@@ -122,6 +127,8 @@ struct Slot {
     /// Its GPUs, by index.
     gpus: Vec<u32>,
     stop: CancellationToken,
+    /// Another service took the lease.
+    lost: CancellationToken,
 }
 
 /// Frees a job's slot however its task ends, a panic included.
@@ -157,6 +164,7 @@ impl Dispatcher {
         engine: Docker,
         work: PathBuf,
         instance: String,
+        instance_timeout: Duration,
         limits: Limits,
         bounds: Bounds,
         wake: Wake,
@@ -169,6 +177,8 @@ impl Dispatcher {
             engine,
             work,
             lease: Lease { instance },
+            instance_timeout,
+            watch: tokio::sync::Mutex::default(),
             bounds,
             limits,
             wake,
@@ -179,6 +189,8 @@ impl Dispatcher {
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }));
+        // Before the first look at its jobs: from now on nobody takes them.
+        dispatcher.look_after_instances().await?;
         dispatcher.pick_up().await?;
         dispatcher.sweep().await?;
         Ok(dispatcher)
@@ -216,6 +228,8 @@ impl Dispatcher {
     /// was deleted.
     pub async fn step(&self) -> Result<()> {
         let inner = &self.0;
+        // First of all: what else may fail does not make others take this service for gone.
+        self.look_after_instances().await?;
         self.deliver_callbacks().await?;
         for id in inner.db.jobs_leased_to_stop(&inner.lease).await? {
             if let Some(slot) = inner.slots().get(&id) {
@@ -324,6 +338,9 @@ impl Dispatcher {
     fn launch(&self, claimed: Claimed, hold: Hold, fate: Fate) {
         let id = claimed.job.id;
         let stop = CancellationToken::new();
+        let steps = matches!(fate, Fate::Steps);
+        // A stop would end the steps, which go on elsewhere.
+        let lost = if steps { CancellationToken::new() } else { stop.clone() };
         // Between the queue and the claim somebody may have asked to stop it.
         if claimed.job.stop_requested_at.is_some() {
             stop.cancel();
@@ -334,11 +351,17 @@ impl Dispatcher {
         } else {
             free_gpus(slots.values().flat_map(|slot| &slot.gpus), hold.resources.gpus)
         };
-        slots.insert(id, Slot { hold, gpus, stop: stop.clone() });
+        slots.insert(id, Slot { hold, gpus, stop: stop.clone(), lost: lost.clone() });
         drop(slots);
         let occupied = Occupied { dispatcher: self.clone(), id };
         self.0.tasks.spawn(async move {
-            if let Err(error) = Box::pin(occupied.dispatcher.drive(claimed, fate, stop)).await {
+            let work = Box::pin(occupied.dispatcher.drive(claimed, fate, stop));
+            let done = if steps {
+                lost.run_until_cancelled(work).await.unwrap_or(Ok(()))
+            } else {
+                work.await
+            };
+            if let Err(error) = done {
                 tracing::error!(job = %id, error = chain(&error), "the job was not brought to its end");
             }
         });
@@ -350,7 +373,9 @@ impl Dispatcher {
         let inner = &self.0;
         // First who is at work, then who holds a lease: a job that ends in between is not taken for one that nobody is at work for.
         let at_work: HashSet<JobId> = inner.slots().keys().copied().collect();
-        for job in inner.db.jobs_leased(&inner.lease).await? {
+        let leased = inner.db.jobs_leased(&inner.lease).await?;
+        self.let_go(&at_work, &leased);
+        for job in leased {
             let id = job.id;
             if at_work.contains(&id) {
                 continue;

@@ -216,6 +216,17 @@ pub struct Settings {
     )]
     pub disk_reserve: u32,
 
+    /// How long another service on the same database may be silent before its jobs are ended as lost, in seconds, at least 15.
+    #[arg(
+        long,
+        env = "SOLVERD_INSTANCE_TIMEOUT",
+        global = true,
+        default_value = "300",
+        value_name = "SECONDS",
+        value_parser = value_parser!(u32).range(15..)
+    )]
+    pub instance_timeout: u32,
+
     /// What to log: a level (error, warn, info, debug, trace) or filters like `solverd=debug,sqlx=warn`.
     #[arg(
         long,
@@ -268,6 +279,11 @@ impl Settings {
             let path = self.data_dir.join("solverd.db").display().to_string();
             format!("sqlite:{}", path.replace('%', "%25").replace('?', "%3F"))
         })
+    }
+
+    /// How long another service may be silent before its jobs are ended.
+    pub fn instance_timeout(&self) -> Duration {
+        Duration::from_secs(self.instance_timeout.into())
     }
 
     /// What no job may exceed.

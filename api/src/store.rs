@@ -4,6 +4,7 @@
 
 mod changes;
 mod files;
+mod instances;
 mod jobs;
 mod json;
 mod lists;
@@ -25,6 +26,7 @@ use sqlx::{
 };
 
 pub use changes::Changed;
+pub use instances::Instance;
 pub use jobs::{Claimed, JobStep, LogChunk};
 pub use lists::Window;
 pub use once::Once;

@@ -64,7 +64,8 @@ class Server:
 
     EMAIL, KEY, SECRET = "ada@example.org", "suite-key", "suite-secret"
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, **settings):
+        folder.mkdir(exist_ok=True)
         self.binary = Path(os.environ.get("SOLVERD_BIN") or REPO / "target/debug/solverd").resolve()
         self.data = folder / "data"
         self.out, self.err = folder / "stdout.txt", folder / "stderr.txt"
@@ -76,7 +77,7 @@ class Server:
             "SOLVERD_BOOTSTRAP_EMAIL": self.EMAIL,
             "SOLVERD_BOOTSTRAP_KEY": self.KEY,
             "SOLVERD_BOOTSTRAP_SECRET": self.SECRET,
-        }
+        } | settings
 
     def start(self):
         assert self.binary.is_file(), f"no server at {self.binary}: build it, or name it in SOLVERD_BIN"
@@ -104,6 +105,18 @@ class Server:
             code = f"none within 30 s of SIGTERM, killed {self.process.wait()}"
         left = {"exit code": code, "containers": self.containers(), "work": self.work()}
         assert left == {"exit code": 0, "containers": [], "work": []}, f"{left}\n{self.log_tail()}"
+
+    @property
+    def instance(self) -> str:
+        return (self.data / "instance").read_text().strip()
+
+    def s3(self) -> dict[str, str]:
+        """Settings of a server that uses this one's object store. Its links say where that is."""
+        announced = {"filename": "a", "filesize": 1, "sha256_checksum": "0" * 64}
+        [link] = self.client().http.post("/v0/files/content", json=announced).raise_for_status().json()["upload_schema"]["urls"]
+        key, secret = (self.data / "s3-credentials").read_text().strip().split(":")
+        endpoint = link[: link.index("/solverd/")]
+        return {"SOLVERD_S3_ENDPOINT": endpoint, "SOLVERD_S3_ACCESS_KEY_ID": key, "SOLVERD_S3_SECRET_ACCESS_KEY": secret}
 
     def log_tail(self) -> str:
         lines = self.err.read_text(errors="replace").splitlines() if self.err.exists() else []

@@ -51,13 +51,18 @@ impl Dispatcher {
         };
         // Without an end the service is shutting down: the next one goes on.
         let Some(ending) = ending else { return Ok(()) };
+        let outputs = match &ending {
+            Ending::Succeeded(_, files) => files.iter().map(|file| file.id).collect(),
+            Ending::Failed(_) | Ending::StepFailed(_) | Ending::Stopped => Vec::new(),
+        };
         if let Err(error) = self.finish(&claimed, ending).await {
             let held = self.persist(|| self.0.db.jobs_leased(&self.0.lease)).await?;
             if held.iter().any(|job| job.id == claimed.job.id) {
                 // Container and outputs stay: the end is found again from them.
                 return Err(error);
             }
-            // It has ended: the answer to an earlier attempt was lost.
+            // It has ended: the answer to an earlier attempt was lost, or another service took this one for gone.
+            self.forget_unless_succeeded(&claimed.job, outputs).await?;
         }
         self.clear_away(claimed.job.id);
         Ok(())

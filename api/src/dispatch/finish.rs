@@ -48,7 +48,7 @@ impl Dispatcher {
     }
 }
 
-fn job_error(job: &Job, error: TaskError) -> JobError {
+pub(super) fn job_error(job: &Job, error: TaskError) -> JobError {
     let mut ctx = Map::new();
     if !error.last_lines.is_empty() {
         ctx.insert("last_lines".to_owned(), json!(error.last_lines));

@@ -637,6 +637,19 @@ impl Tx {
         Ok(())
     }
 
+    /// Adds whole lines to a job's log. Fails if somebody else does so in this moment.
+    pub(super) async fn log_append(&mut self, id: JobId, lines: &str) -> Result<()> {
+        const SQL: &str = "INSERT INTO job_logs (job_id, seq, text) \
+                           SELECT $1, COALESCE(MAX(seq), 0) + 1, $2 FROM job_logs WHERE job_id = $1";
+        within!(*self, |connection| sqlx::query(SQL)
+            .bind(id)
+            .bind(lines)
+            .execute(connection)
+            .await
+            .map(drop))
+        .doing("writing a job's log")
+    }
+
     async fn event_add(&mut self, job: &Job, name: &str, now: Timestamp) -> Result<()> {
         const SQL: &str = "INSERT INTO job_events (job_id, seq, name, state, at) \
                            SELECT $1, COALESCE(MAX(seq), 0) + 1, $2, $3, $4 FROM job_events WHERE job_id = $1";

@@ -133,9 +133,6 @@ impl Db {
         lines: &str,
         now: Timestamp,
     ) -> Result<()> {
-        // While the job is locked nobody can take it, and nobody else writes its log.
-        const LOG: &str = "INSERT INTO job_logs (job_id, seq, text) \
-                           SELECT $1, COALESCE(MAX(seq), 0) + 1, $2 FROM job_logs WHERE job_id = $1";
         let mut tx = self.begin().await?;
         let mut job = tx.job_locked(id).await?;
         if !job.state.is_queued() {
@@ -148,13 +145,8 @@ impl Db {
             job.waiting = Some(reason);
             tx.job_update(&job).await?;
         }
-        within!(tx, |connection| sqlx::query(LOG)
-            .bind(id)
-            .bind(lines)
-            .execute(connection)
-            .await
-            .map(drop))
-        .doing("writing a job's log")?;
+        // While the job is locked nobody can take it, and nobody else writes its log.
+        tx.log_append(id, lines).await?;
         tx.commit().await?;
         self.notify(&job);
         Ok(())

@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead, BufReader},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use chrono::TimeDelta;
@@ -25,6 +26,7 @@ use solverd::{
 };
 use solverd_runner::{engine::Docker, task::Limits};
 use sqlx::{Connection, Executor, SqliteConnection};
+use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -385,43 +387,75 @@ async fn complete(objects: &Objects, upload: &File) -> Result<(), objects::Error
     objects.complete_upload(&key, 3, upload.upload_id.as_deref(), parts).await.map(drop)
 }
 
+/// A dispatcher that is not part of a service, with an object store of its own: for tests that make the steps themselves.
+pub(crate) struct Stepper {
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) lease: Lease,
+    objects: Objects,
+    served: JoinSet<()>,
+    stop: CancellationToken,
+    _folder: TempDir,
+}
+
+impl Stepper {
+    pub(crate) async fn start(db: &Db, instance_timeout: Duration) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let credentials = embedded::credentials(folder.path()).unwrap();
+        let store = Embedded::open(&folder.path().join("objects"), &credentials).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let (stop, mut served) = (CancellationToken::new(), JoinSet::new());
+        served.spawn(store.run(listener, stop.clone()));
+        let objects = Objects::connect(&Location {
+            endpoint: endpoint.clone(),
+            public_endpoint: endpoint,
+            bucket: "solverd".to_owned(),
+            region: "us-east-1".to_owned(),
+            access_key_id: credentials.access_key_id,
+            secret_access_key: credentials.secret_access_key,
+        })
+        .await
+        .unwrap();
+        let lease = Lease { instance: FileId::new().to_string() };
+        let dispatcher = Dispatcher::start(
+            db.clone(),
+            objects.clone(),
+            Docker::connect().unwrap(),
+            folder.path().join("work"),
+            lease.instance.clone(),
+            instance_timeout,
+            Limits::default(),
+            Bounds { machine: machine().await, owner: OwnerLimits::default() },
+            Wake::default(),
+            Webhooks::new(false, Vec::new()).unwrap(),
+        )
+        .await
+        .unwrap();
+        Self { dispatcher, lease, objects, served, stop, _folder: folder }
+    }
+
+    /// Waits for all that was begun.
+    pub(crate) async fn settle(&self) {
+        let over = CancellationToken::new();
+        over.cancel();
+        self.dispatcher.run(over).await;
+    }
+
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        self.served.join_all().await;
+    }
+}
+
 async fn abandoned(db: Db) {
-    let folder = tempfile::tempdir().unwrap();
-    let credentials = embedded::credentials(folder.path()).unwrap();
-    let store = Embedded::open(&folder.path().join("objects"), &credentials).unwrap();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    let (stop, mut served) = (CancellationToken::new(), JoinSet::new());
-    served.spawn(store.run(listener, stop.clone()));
-    let objects = Objects::connect(&Location {
-        endpoint: endpoint.clone(),
-        public_endpoint: endpoint,
-        bucket: "solverd".to_owned(),
-        region: "us-east-1".to_owned(),
-        access_key_id: credentials.access_key_id,
-        secret_access_key: credentials.secret_access_key,
-    })
-    .await
-    .unwrap();
+    let stepper = Stepper::start(&db, Duration::MAX).await;
+    let objects = &stepper.objects;
     let owner = db.user_add("ada@example.org", now()).await.unwrap().id;
-    let [old, young, whole] = [25, 23, 26].map(|hours| begin_upload(&db, &objects, owner, hours));
+    let [old, young, whole] = [25, 23, 26].map(|hours| begin_upload(&db, objects, owner, hours));
     let (old, young, whole) = (old.await, young.await, whole.await);
     // Its object is there, and the service ended before it could say so in the database.
-    complete(&objects, &whole).await.unwrap();
-    let dispatcher = Dispatcher::start(
-        db.clone(),
-        objects.clone(),
-        Docker::connect().unwrap(),
-        folder.path().join("work"),
-        FileId::new().to_string(),
-        Limits::default(),
-        Bounds { machine: machine().await, owner: OwnerLimits::default() },
-        Wake::default(),
-        Webhooks::new(false, Vec::new()).unwrap(),
-    )
-    .await
-    .unwrap();
-    dispatcher.step().await.unwrap();
+    complete(objects, &whole).await.unwrap();
+    stepper.dispatcher.step().await.unwrap();
     let left = async || {
         let left = db.uploads_begun_before(now(), 9).await.unwrap();
         left.into_iter().map(|upload| upload.id).collect::<Vec<_>>()
@@ -429,19 +463,15 @@ async fn abandoned(db: Db) {
     wait_until("the old uploads to end", left, |left| *left == [young.id]).await;
 
     // Not at every step: this one has to wait.
-    let older = begin_upload(&db, &objects, owner, 30).await;
-    dispatcher.step().await.unwrap();
-    let over = CancellationToken::new();
-    over.cancel();
-    // Waits for all that was begun.
-    dispatcher.run(over).await;
+    let older = begin_upload(&db, objects, owner, 30).await;
+    stepper.dispatcher.step().await.unwrap();
+    stepper.settle().await;
     assert_eq!(left().await, [older.id, young.id]);
     assert_eq!(objects.stat(&File::object_key(whole.id)).await.unwrap(), None);
-    let too_late = complete(&objects, &old).await.unwrap_err();
+    let too_late = complete(objects, &old).await.unwrap_err();
     assert_eq!(too_late.to_string(), "nothing has been uploaded");
-    complete(&objects, &young).await.unwrap();
-    stop.cancel();
-    served.join_all().await;
+    complete(objects, &young).await.unwrap();
+    stepper.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@ mod errors;
 mod files;
 mod forms;
 mod http;
+mod instances;
 mod limits;
 mod openapi;
 mod runner;

@@ -120,6 +120,8 @@ macro_rules! on_both {
     };
 }
 
+pub(crate) use on_both;
+
 on_both! {
     a_user_is_added_once,
     a_user_changes_what_is_given,
@@ -230,11 +232,11 @@ fn release(text: &str) -> Release {
     }
 }
 
-fn values(text: &str) -> Values {
+pub(crate) fn values(text: &str) -> Values {
     serde_json::from_str(text).unwrap()
 }
 
-fn lease(instance: &str) -> Lease {
+pub(crate) fn lease(instance: &str) -> Lease {
     Lease { instance: instance.to_owned() }
 }
 
@@ -264,7 +266,7 @@ fn assert_conflict<T: std::fmt::Debug>(result: Result<T, Error>) {
     }
 }
 
-fn assert_illegal<T: std::fmt::Debug>(result: Result<T, Error>) {
+pub(crate) fn assert_illegal<T: std::fmt::Debug>(result: Result<T, Error>) {
     match result {
         Err(Error::Illegal(_)) => {}
         other => panic!("{other:?}"),
@@ -276,7 +278,7 @@ async fn user(db: &Db, email: &str) -> User {
 }
 
 /// A user and a release to make jobs of.
-async fn ready(db: &Db) -> UserId {
+pub(crate) async fn ready(db: &Db) -> UserId {
     db.release_publish(&release("1.0.0"), now()).await.unwrap();
     user(db, "ada@example.org").await.id
 }
@@ -301,12 +303,12 @@ async fn queued(db: &Db, owner: UserId) -> JobId {
     id
 }
 
-async fn claimed(db: &Db, owner: UserId, instance: &str) -> Claimed {
+pub(crate) async fn claimed(db: &Db, owner: UserId, instance: &str) -> Claimed {
     let id = queued(db, owner).await;
     db.job_claim(id, &lease(instance), now()).await.unwrap().unwrap()
 }
 
-async fn started(db: &Db, owner: UserId, instance: &str) -> Claimed {
+pub(crate) async fn started(db: &Db, owner: UserId, instance: &str) -> Claimed {
     let mut claimed = claimed(db, owner, instance).await;
     claimed.job = db.job_start(&claimed, Some("container"), now()).await.unwrap();
     claimed
@@ -1518,7 +1520,7 @@ async fn steps_are_removed_before_the_whole(db: Db) {
     assert_eq!(db.jobs_to_remove(9).await.unwrap(), []);
 }
 
-fn steps(text: &str) -> Release {
+pub(crate) fn steps(text: &str) -> Release {
     let body = Body::Steps(Steps { steps: vec![], outputs: [].into() });
     let key = SolverKey::parse("simcore/services/comp/test/study").unwrap();
     Release { key, body, ..release(text) }

@@ -39,7 +39,7 @@ pub(crate) async fn publish(app: &TestApp, sleeper: Release, definition: &Json) 
 }
 
 /// Creates and starts a job of a study; answers its path.
-async fn start(app: &Api, study: &str, values: Json) -> String {
+pub(crate) async fn start(app: &Api, study: &str, values: Json) -> String {
     let job = app.post_json(&format!("{study}/jobs"), &json!({"values": values})).await;
     assert_eq!(job.status, 200, "{job}");
     let job = format!("{study}/jobs/{}", text(&job.json(), "/id"));
@@ -57,7 +57,7 @@ async fn steps(app: &TestApp, job: &str) -> Vec<(String, String)> {
     jobs.into_iter().map(|job| (job.step.unwrap(), job.state.to_string())).collect()
 }
 
-async fn wait_for_step(app: &TestApp, job: &str, step: &str, state: &str) {
+pub(crate) async fn wait_for_step(app: &TestApp, job: &str, step: &str, state: &str) {
     let wanted = (step.to_owned(), state.to_owned());
     let look = async || steps(app, job).await;
     wait_until(&format!("{step} {state}"), look, |seen| seen.contains(&wanted)).await;
