@@ -1,7 +1,8 @@
-//! Trivial jobs through the API beside the engine's own create, start, wait and remove with the same options: wall time of one, and jobs
-//! per second of several at a time. Both take turns, so that a busy machine slows both; the ratio is what counts.
+//! Trivial jobs through the API beside the engine's own create, start, wait and remove, with the same options and as `--network none` has
+//! it: wall time of one, and jobs per second of several at a time. All take turns, so that a busy machine slows all; the ratios are what
+//! counts.
 //!
-//! Needs the sleeper's image. `JOBS=N` takes another number of jobs per turn than 24.
+//! Needs the sleeper's image and the engine's local socket. `JOBS=N` takes another number of jobs per turn than 24.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program that a person runs")]
 #![expect(clippy::disallowed_methods, reason = "what it is told is no setting of the service")]
@@ -83,16 +84,19 @@ impl Service {
     }
 }
 
-/// The same container with folders like a job's, and nothing around it.
-async fn bare(engine: &Docker, folder: &Path, release: &Release) {
+/// The same container, with folders like a job's.
+fn spec(folder: &Path, release: &Release) -> ContainerSpec {
     let name = format!("solverd-bench-{}", Uuid::now_v7());
     let folder = folder.join(&name);
-    let mounts = ["inputs", "outputs", "logs"].map(|name| {
+    let mut mounts = Vec::from(["inputs", "outputs", "logs"].map(|name| {
         let path = folder.join(name);
         std::fs::create_dir_all(&path).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).unwrap();
         (path, format!("/{name}"))
-    });
+    }));
+    let hosts = folder.join("hosts");
+    std::fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
+    mounts.push((hosts, "/etc/hosts".to_owned()));
     std::fs::write(
         folder.join("inputs/inputs.json"),
         r#"{"input_2":0,"input_3":false,"input_4":0}"#,
@@ -101,7 +105,7 @@ async fn bare(engine: &Docker, folder: &Path, release: &Release) {
     let Body::Container(container) = &release.body else { panic!("the sleeper is a container") };
     let environment =
         [("INPUT_FOLDER", "/inputs"), ("OUTPUT_FOLDER", "/outputs"), ("LOG_FOLDER", "/logs")];
-    let spec = ContainerSpec {
+    ContainerSpec {
         name,
         image: container.image_id.clone(),
         entry_point: None,
@@ -109,7 +113,7 @@ async fn bare(engine: &Docker, folder: &Path, release: &Release) {
         user: None,
         env: environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
         labels: BTreeMap::new(),
-        mounts: mounts.into(),
+        mounts,
         volumes: Vec::new(),
         largest_file: 1 << 30,
         resources: task::Resources {
@@ -119,11 +123,59 @@ async fn bare(engine: &Docker, folder: &Path, release: &Release) {
         gpus: Vec::new(),
         network: container.network,
         log_bytes: 64 << 20,
-    };
-    let id = engine.create(&spec).await.unwrap();
+    }
+}
+
+/// The same container, and nothing around it.
+async fn bare(engine: &Docker, folder: &Path, release: &Release) {
+    let id = engine.create(&spec(folder, release)).await.unwrap();
     engine.start(&id).await.unwrap();
     assert_eq!(engine.wait(&id).await.unwrap().code, 0);
     engine.remove(&id).await.unwrap();
+}
+
+/// The engine itself, for what the runner would not ask of it.
+struct Engine(Client);
+
+impl Engine {
+    const AT: &str = "http://engine";
+
+    fn connect() -> Self {
+        let socket = env::var("DOCKER_HOST").unwrap_or_default();
+        let socket = socket.strip_prefix("unix://").unwrap_or("/var/run/docker.sock");
+        Self(Client::builder().unix_socket(socket).build().unwrap())
+    }
+
+    async fn ask(&self, request: RequestBuilder) -> Json {
+        let answer = request.send().await.unwrap().error_for_status().unwrap().bytes().await;
+        serde_json::from_slice(&answer.unwrap()).unwrap_or_default()
+    }
+
+    /// The same container, but for its network namespace: that comes from the engine's network mode `none`.
+    async fn plain(&self, engine: &Docker, spec: &ContainerSpec) -> Json {
+        let id = engine.create(spec).await.unwrap();
+        let found = self.ask(self.0.get(format!("{}/containers/{id}/json", Self::AT))).await;
+        engine.remove(&id).await.unwrap();
+        let mut plain = found["Config"].clone();
+        plain["HostConfig"] = found["HostConfig"].clone();
+        plain["NetworkDisabled"] = false.into();
+        plain
+    }
+
+    /// Runs it in folders of another one.
+    async fn run(&self, plain: &Json, of: &ContainerSpec, folders: &ContainerSpec) {
+        let mut body = plain.to_string();
+        for ((from, _), (to, _)) in of.mounts.iter().zip(&folders.mounts) {
+            body = body.replace(from.to_str().unwrap(), to.to_str().unwrap());
+        }
+        let request = self.0.post(format!("{}/containers/create", Self::AT)).body(body);
+        let created = self.ask(request.header("Content-Type", "application/json")).await;
+        let container = format!("{}/containers/{}", Self::AT, created["Id"].as_str().unwrap());
+        self.ask(self.0.post(format!("{container}/start"))).await;
+        let end = self.ask(self.0.post(format!("{container}/wait"))).await;
+        assert_eq!(end["StatusCode"], 0);
+        self.ask(self.0.delete(format!("{container}?v=true&force=true"))).await;
+    }
 }
 
 /// Does something `times` times, some at a time; answers with the time that all took and that of each.
@@ -180,13 +232,19 @@ async fn main() {
     let shutdown = CancellationToken::new();
     let served = tokio::spawn(app.run(shutdown.clone()));
 
-    let (ours, bare) =
-        (async || service.job().await, async || bare(&engine, folder.path(), &release).await);
+    let (own, first) = (Engine::connect(), spec(folder.path(), &release));
+    let template = own.plain(&engine, &first).await;
+    let (ours, bare, plain) = (
+        async || service.job().await,
+        async || bare(&engine, folder.path(), &release).await,
+        async || own.run(&template, &first, &spec(folder.path(), &release)).await,
+    );
     turn(2, 1, ours).await;
     turn(2, 1, bare).await;
+    turn(2, 1, plain).await;
     println!("trivial jobs, medians of {TURNS} turns of {jobs} each:");
     println!(
-        "  at a time      one job through the API / by the engine          jobs per second / by the engine"
+        "  at a time   API   engine, same options    engine, --network none   jobs per second: API   engine, same   engine, none"
     );
     for at_a_time in AT_A_TIME {
         let mut turns = Vec::new();
@@ -194,18 +252,26 @@ async fn main() {
             turns.push((
                 turn(jobs.into(), at_a_time, ours).await,
                 turn(jobs.into(), at_a_time, bare).await,
+                turn(jobs.into(), at_a_time, plain).await,
             ));
         }
         let one = |each: Vec<Duration>| median(each).as_secs_f64() * 1e3;
         let rate = |all: Vec<Duration>| f64::from(jobs) / median(all).as_secs_f64();
-        let ((our_all, our_each), (all, each)): ((Vec<_>, Vec<_>), (Vec<_>, Vec<_>)) =
-            turns.into_iter().unzip();
-        let (our_one, bare_one) = (one(our_each.concat()), one(each.concat()));
-        let (our_rate, bare_rate) = (rate(our_all), rate(all));
+        let (mut ones, mut rates) = ([const { Vec::new() }; 3], [const { Vec::new() }; 3]);
+        for (ours, bare, plain) in turns {
+            for (place, (all, each)) in [ours, bare, plain].into_iter().enumerate() {
+                ones[place].extend(each);
+                rates[place].push(all);
+            }
+        }
+        let ([our_one, bare_one, plain_one], [our_rate, bare_rate, plain_rate]) =
+            (ones.map(one), rates.map(rate));
         println!(
-            "  {at_a_time:9}      {our_one:7.0} ms / {bare_one:5.0} ms, ratio {:.2}               {our_rate:5.2} / {bare_rate:5.2}, ratio {:.2}",
+            "  {at_a_time:9} {our_one:5.0} ms   {bare_one:5.0} ms, ratio {:.2}     {plain_one:5.0} ms, ratio {:.2}   {our_rate:20.2}   {bare_rate:5.2}, {:.2}    {plain_rate:5.2}, {:.2}",
             our_one / bare_one,
-            our_rate / bare_rate
+            our_one / plain_one,
+            our_rate / bare_rate,
+            our_rate / plain_rate
         );
     }
     shutdown.cancel();

@@ -256,7 +256,7 @@ pub enum FailureKind {
     Disk,
     /// What the task asks for can never be given here.
     Resources,
-    /// The service was restarted while the task ran.
+    /// Nobody followed the task any more: its container, or the service that ran it, is gone.
     Lost,
 }
 
