@@ -45,7 +45,11 @@ pub struct Db {
 
 #[derive(Clone)]
 enum Pool {
-    Sqlite(SqlitePool),
+    /// SQLite lets one write at a time, and has the others sleep and try again: here they queue for its only connection that may write.
+    Sqlite {
+        readers: SqlitePool,
+        writer: SqlitePool,
+    },
     Postgres(PgPool),
 }
 
@@ -55,11 +59,21 @@ enum Tx {
     Postgres(Transaction<'static, Postgres>),
 }
 
-/// Runs one block on whichever database is open.
+/// Runs one block, which only reads, on whichever database is open.
 macro_rules! on {
     ($db:expr, |$c:ident| $body:expr) => {
         match &$db.pool {
-            crate::store::Pool::Sqlite($c) => $body,
+            crate::store::Pool::Sqlite { readers: $c, .. } => $body,
+            crate::store::Pool::Postgres($c) => $body,
+        }
+    };
+}
+
+/// The same for a block that writes.
+macro_rules! writing {
+    ($db:expr, |$c:ident| $body:expr) => {
+        match &$db.pool {
+            crate::store::Pool::Sqlite { writer: $c, .. } => $body,
             crate::store::Pool::Postgres($c) => $body,
         }
     };
@@ -81,7 +95,7 @@ macro_rules! within {
     };
 }
 
-use {on, within};
+use {on, within, writing};
 
 /// Why the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -199,7 +213,6 @@ impl Db {
                 .foreign_keys(true)
                 .busy_timeout(Duration::from_secs(30));
             let pool = SqlitePoolOptions::new()
-                .max_connections(8)
                 // Tested when it is given back; between that and its next use nothing happens to a file.
                 .test_before_acquire(false)
                 // On a full disk SQLite rolls back by itself, of which sqlx does not know: it would take the connection for one inside a
@@ -211,12 +224,12 @@ impl Db {
                         }
                         Ok(!connection.is_in_transaction())
                     })
-                })
-                .connect_with(options)
-                .await
-                .doing("opening it")?;
-            sqlx::migrate!("../migrations/sqlite").run(&pool).await.map_err(Error::Migration)?;
-            Pool::Sqlite(pool)
+                });
+            let writer = pool.clone().max_connections(1).connect_with(options.clone()).await;
+            let writer = writer.doing("opening it")?;
+            sqlx::migrate!("../migrations/sqlite").run(&writer).await.map_err(Error::Migration)?;
+            let options = options.pragma("query_only", "ON");
+            Pool::Sqlite { readers: pool.max_connections(8).connect_lazy_with(options), writer }
         } else if url.starts_with("postgres:") || url.starts_with("postgresql:") {
             // The pool would try for half a minute, and then not say why.
             PgConnection::connect(url)
@@ -257,13 +270,14 @@ impl Db {
     /// Waits for the running statements and closes all connections.
     pub async fn close(&self) {
         on!(self, |pool| pool.close().await);
+        writing!(self, |pool| pool.close().await);
     }
 
     async fn begin(&self) -> Result<Tx> {
         Ok(match &self.pool {
             // A plain BEGIN takes the write lock at the first write, and then fails instead of waiting.
-            Pool::Sqlite(pool) => {
-                Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await.doing("beginning")?)
+            Pool::Sqlite { writer, .. } => {
+                Tx::Sqlite(writer.begin_with("BEGIN IMMEDIATE").await.doing("beginning")?)
             }
             Pool::Postgres(pool) => Tx::Postgres(pool.begin().await.doing("beginning")?),
         })

@@ -2,7 +2,7 @@
 
 use sqlx::QueryBuilder;
 
-use super::{Db, Doing, Result, Tx, lists::UPLOADS, not_found, on, within};
+use super::{Db, Doing, Result, Tx, lists::UPLOADS, not_found, on, within, writing};
 use crate::domain::{
     file::File,
     id::{FileId, UserId},
@@ -94,7 +94,7 @@ impl Db {
     /// Removes the row of an upload. One that has become a file meanwhile stays; says whether it has not.
     pub async fn upload_remove(&self, id: FileId, owner: UserId) -> Result<bool> {
         const SQL: &str = "DELETE FROM files WHERE id = $1 AND owner = $2 AND completed_at IS NULL";
-        on!(self, |pool| sqlx::query(SQL)
+        writing!(self, |pool| sqlx::query(SQL)
             .bind(id)
             .bind(owner)
             .execute(pool)

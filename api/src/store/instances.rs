@@ -1,7 +1,7 @@
 //! The services on this database, and what becomes of the jobs of one that is gone. Each writes when it was there by its own clock, so
 //! moments of different services cannot be compared: that one *changes* is what says that its service is there.
 
-use super::{Db, Doing, Result, Tx, on, within};
+use super::{Db, Doing, Result, Tx, within, writing};
 use crate::domain::{
     id::JobId,
     job::{Job, Lease, Transition},
@@ -22,7 +22,7 @@ impl Db {
     pub async fn instance_seen(&self, lease: &Lease, now: Timestamp) -> Result<()> {
         const SQL: &str = "INSERT INTO instances (name, seen_at) VALUES ($1, $2) \
                            ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at";
-        on!(self, |pool| sqlx::query(SQL)
+        writing!(self, |pool| sqlx::query(SQL)
             .bind(&lease.instance)
             .bind(now)
             .execute(pool)
@@ -39,7 +39,7 @@ impl Db {
                                ON CONFLICT DO NOTHING";
         const SQL: &str = "SELECT name, seen_at FROM instances \
                            WHERE name <> $1 AND EXISTS (SELECT 1 FROM jobs WHERE lease = instances.name) ORDER BY name";
-        on!(self, |pool| match sqlx::query(UNKNOWN).bind(now).execute(pool).await {
+        writing!(self, |pool| match sqlx::query(UNKNOWN).bind(now).execute(pool).await {
             Ok(_) => sqlx::query_as(SQL).bind(&lease.instance).fetch_all(pool).await,
             Err(error) => Err(error),
         })

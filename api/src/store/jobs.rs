@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicI32, Ordering};
 
-use super::{Changed, Db, Doing, Error, Result, Tx, not_found, on, within};
+use super::{Changed, Db, Doing, Error, Result, Tx, not_found, on, within, writing};
 use crate::domain::{
     file::File,
     id::{FileId, JobId, StudyId, UserId},
@@ -136,7 +136,7 @@ impl Db {
         const SQL: &str = "UPDATE jobs SET stop_requested_at = COALESCE(stop_requested_at, $2) \
                            WHERE id = $1 AND state IN ('PUBLISHED', 'WAITING_FOR_RESOURCES', 'PENDING', 'STARTED')";
         self.job_get(id, owner).await?;
-        on!(self, |pool| sqlx::query(SQL).bind(id).bind(now).execute(pool).await.map(drop))
+        writing!(self, |pool| sqlx::query(SQL).bind(id).bind(now).execute(pool).await.map(drop))
             .doing("stopping a job")?;
         self.job_get(id, owner).await
     }
@@ -274,7 +274,7 @@ impl Db {
     pub async fn job_set_log(&self, id: JobId, log_key: &str) -> Result<()> {
         const SQL: &str =
             "UPDATE jobs SET log_key = $2 WHERE id = $1 AND assets_deleted_at IS NULL";
-        on!(self, |pool| sqlx::query(SQL).bind(id).bind(log_key).execute(pool).await.map(drop))
+        writing!(self, |pool| sqlx::query(SQL).bind(id).bind(log_key).execute(pool).await.map(drop))
             .doing("writing where a job's log is")
     }
 
@@ -387,7 +387,7 @@ impl Db {
         const SQL: &str =
             "UPDATE jobs SET progress = $2 WHERE id = $1 AND progress < $2 AND lease = $3";
         let id = claimed.job.id;
-        on!(self, |pool| sqlx::query(SQL)
+        writing!(self, |pool| sqlx::query(SQL)
             .bind(id)
             .bind(percent)
             .bind(&claimed.instance)
@@ -404,7 +404,7 @@ impl Db {
         const SQL: &str = "INSERT INTO job_logs (job_id, seq, text) \
                            SELECT id, $4, $2 FROM jobs WHERE id = $1 AND lease = $3 ON CONFLICT DO NOTHING";
         let id = claimed.job.id;
-        on!(self, |pool| sqlx::query(SQL)
+        writing!(self, |pool| sqlx::query(SQL)
             .bind(id)
             .bind(lines)
             .bind(&claimed.instance)

@@ -2,7 +2,7 @@
 
 use chrono::TimeDelta;
 
-use super::{Db, Doing, Result, on, within};
+use super::{Db, Doing, Result, on, within, writing};
 use crate::domain::{
     id::{JobId, UserId},
     job::Job,
@@ -73,7 +73,7 @@ impl Db {
         tx.commit().await?;
         // Beside the transaction, and without consequence if it fails: the next one does it.
         let forgotten =
-            on!(self, |pool| sqlx::query(FORGET).bind(too_old).execute(pool).await.map(drop));
+            writing!(self, |pool| sqlx::query(FORGET).bind(too_old).execute(pool).await.map(drop));
         if let Err(error) = forgotten {
             tracing::warn!(%error, "old idempotency keys stay");
         }

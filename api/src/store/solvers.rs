@@ -1,6 +1,6 @@
 //! The registry of published releases.
 
-use super::{Db, Doing, Error, Result, is_duplicate, not_found, on, within};
+use super::{Db, Doing, Error, Result, is_duplicate, not_found, on, within, writing};
 use crate::domain::{
     solver::{Body, Release, SolverKey, Version},
     study::Study,
@@ -37,7 +37,7 @@ impl Db {
                 }
                 if known.is_same(&release.clone().as_read_before()) {
                     let (key, version) = (&release.key, release.version.to_string());
-                    on!(self, |pool| {
+                    writing!(self, |pool| {
                         let query = sqlx::query(ADD).bind(key).bind(version).bind(release);
                         query.execute(pool).await.map(drop)
                     })

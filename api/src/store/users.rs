@@ -1,6 +1,6 @@
 //! Users and API keys.
 
-use super::{Db, Doing, Error, Result, is_duplicate, not_found, on};
+use super::{Db, Doing, Error, Result, is_duplicate, not_found, on, writing};
 use crate::domain::{
     id::UserId,
     time::Timestamp,
@@ -11,15 +11,14 @@ impl Db {
     /// Adds a user. The address must be normalised ([`crate::domain::user::parse_email`]) and new.
     pub async fn user_add(&self, email: &str, now: Timestamp) -> Result<User> {
         const SQL: &str = "INSERT INTO users (email, created_at) VALUES ($1, $2) RETURNING *";
-        on!(self, |pool| sqlx::query_as(SQL).bind(email).bind(now).fetch_one(pool).await).map_err(
-            |source| {
+        writing!(self, |pool| sqlx::query_as(SQL).bind(email).bind(now).fetch_one(pool).await)
+            .map_err(|source| {
                 if is_duplicate(&source) {
                     Error::Conflict(format!("a user `{email}` exists already"))
                 } else {
                     Error::Database { doing: "adding a user", source }
                 }
-            },
-        )
+            })
     }
 
     /// The user with this address.
@@ -38,7 +37,7 @@ impl Db {
         let (first, first_name) = change.first_name.parts();
         let (last, last_name) = change.last_name.parts();
         let (spoken, language) = change.language.parts();
-        let user = on!(self, |pool| {
+        let user = writing!(self, |pool| {
             let query = sqlx::query_as(SQL).bind(id).bind(first).bind(first_name);
             let query = query.bind(last).bind(last_name).bind(spoken).bind(language);
             query.fetch_optional(pool).await
@@ -63,7 +62,7 @@ impl Db {
         const SQL: &str =
             "INSERT INTO api_keys (key, secret_hash, user_id, created_at) VALUES ($1, $2, $3, $4)";
         let hash = secret_hash(&credentials.secret);
-        on!(self, |pool| {
+        writing!(self, |pool| {
             let query = sqlx::query(SQL).bind(&credentials.key).bind(hash).bind(user.id).bind(now);
             query.execute(pool).await.map(drop)
         })
@@ -80,7 +79,7 @@ impl Db {
     pub async fn key_revoke(&self, key: &str) -> Result<()> {
         const SQL: &str = "DELETE FROM api_keys WHERE key = $1 RETURNING key";
         let gone: Option<String> =
-            on!(self, |pool| sqlx::query_scalar(SQL).bind(key).fetch_optional(pool).await)
+            writing!(self, |pool| sqlx::query_scalar(SQL).bind(key).fetch_optional(pool).await)
                 .doing("revoking a key")?;
         gone.map_or_else(|| not_found("key", &key), |_| Ok(()))
     }

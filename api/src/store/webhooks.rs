@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::{Db, Doing, Result, Tx, not_found, on, within};
+use super::{Db, Doing, Result, Tx, not_found, on, within, writing};
 use crate::domain::{
     id::{JobId, UserId},
     job::Job,
@@ -37,7 +37,7 @@ impl Db {
                 on!(self, |pool| sqlx::query_scalar(DUE).bind(now).fetch_optional(pool).await)
                     .doing("looking for callbacks")?;
             let Some(id) = due else { return Ok(None) };
-            let claimed = on!(self, |pool| {
+            let claimed = writing!(self, |pool| {
                 let query = sqlx::query_as(CLAIM).bind(id).bind(now).bind(until);
                 query.fetch_optional(pool).await
             });
@@ -60,7 +60,7 @@ impl Db {
         const SQL: &str = "UPDATE webhooks SET state = $3, next_attempt_at = $4, last_result = $5, \
                            secret = CASE WHEN $6 THEN secret END, payload = CASE WHEN $6 THEN payload END \
                            WHERE job_id = $1 AND attempts = $2 AND state = 'DUE'";
-        on!(self, |pool| {
+        writing!(self, |pool| {
             let query = sqlx::query(SQL).bind(delivery.job_id).bind(delivery.attempts).bind(state);
             let query = query.bind(next).bind(result).bind(next.is_some());
             query.execute(pool).await.map(drop)
