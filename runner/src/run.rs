@@ -1,6 +1,6 @@
 //! One task from its first byte to its last: stage in, container, stage out; what is left is cleaned up when the outcome is safe.
 
-use std::{collections::BTreeMap, path::Path, pin::pin, time::Duration};
+use std::{collections::BTreeMap, path::Path, pin::pin, sync::OnceLock, time::Duration};
 
 use futures_util::TryStreamExt;
 use rustix::process::geteuid;
@@ -330,18 +330,16 @@ impl Run<'_> {
         let clocks = Clocks::new(self.task.limits, ago, recorded.ago().unwrap_or(ago));
         let limit = self.task.limits.log_bytes;
         let printed = Printed::new(&self.report, &progress, recorded, &clocks, limit);
-        let ended = CancellationToken::new();
+        let (ended, exited) = (CancellationToken::new(), OnceLock::new());
         let ending = async {
             let end = self.end(container, &clocks, &disk).await;
-            ended.cancel();
             let exit = end.as_ref().ok().map(|end| end.exit);
             let wall = exit.and_then(|exit| exit.ran).unwrap_or_else(|| meter.elapsed());
+            // Nobody else sets it.
+            let _ = exited.set((exit.map(|exit| exit.code), wall));
+            ended.cancel();
             // The log's last lines are read meanwhile.
-            let outputs = match end {
-                Ok(end) => self.harvest(&end, container, folders, &disk, artifacts).await,
-                Err(halt) => Err(halt),
-            };
-            (exit, wall, outputs)
+            self.harvest(end?, container, folders, &disk, artifacts).await
         };
         let log_file = async {
             if self.task.integration_version > 0 {
@@ -351,22 +349,27 @@ impl Run<'_> {
             let printed = Printed::new(&self.report, &progress, &recorded, &clocks, limit);
             logfile::follow(folders, printed, &self.report, &ended).await
         };
-        let ((exit, wall, outputs), mut last_lines, from_file, sampled) = tokio::join!(
-            ending,
-            follow(self.engine, container, printed, &ended, self.stop),
-            log_file,
-            meter.sample(self.engine.samples(container), &self.report, &ended)
-        );
-        if !from_file.is_empty() {
-            last_lines.extend(from_file);
-            // They begin with their times.
-            last_lines.sort();
-            last_lines.drain(..last_lines.len().saturating_sub(LAST_LINES));
-        }
-        self.report.send(Event::Used(sampled.usage(wall))).await;
-        if let Some(Exit { code, .. }) = exit {
-            self.report.info(format!("exit code {code} after {:.1} s", wall.as_secs_f64())).await;
-        }
+        let reading = async {
+            let (mut last_lines, from_file, sampled) = tokio::join!(
+                follow(self.engine, container, printed, &ended, self.stop),
+                log_file,
+                meter.sample(self.engine.samples(container), &self.report, &ended)
+            );
+            if !from_file.is_empty() {
+                last_lines.extend(from_file);
+                // They begin with their times.
+                last_lines.sort();
+                last_lines.drain(..last_lines.len().saturating_sub(LAST_LINES));
+            }
+            let (code, wall) = exited.get().copied().unwrap_or_default();
+            self.report.send(Event::Used(sampled.usage(wall))).await;
+            if let Some(code) = code {
+                let text = format!("exit code {code} after {:.1} s", wall.as_secs_f64());
+                self.report.info(text).await;
+            }
+            last_lines
+        };
+        let (outputs, last_lines) = tokio::join!(ending, reading);
         let outputs = outputs.map_err(|halt| halt.with_lines(last_lines))?;
         self.report.info(format!("{} outputs stored", outputs.len())).await;
         Ok(outputs)
@@ -375,7 +378,7 @@ impl Run<'_> {
     /// Stores the outputs of a container that has ended well.
     async fn harvest(
         &self,
-        end: &End,
+        end: End,
         container: &str,
         folders: &Folders,
         disk: &Disk<'_>,

@@ -135,10 +135,10 @@ async fn forward(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut shut: watc
     }
 }
 
-/// Waits until a job's log holds a text.
+/// Waits until the last chunks of a job's log hold a text.
 async fn logged(app: &TestApp, job: &str, text: &str) {
     let (db, id) = (app.db().await, job.rsplit('/').next().unwrap().parse().unwrap());
-    let log = async || db.job_log(id, 0, 100).await.unwrap();
+    let log = async || db.job_log_before(id, i32::MAX, 100).await.unwrap();
     wait_until(text, log, |log| log.iter().any(|chunk| chunk.text.contains(text))).await;
     db.close().await;
 }
@@ -277,6 +277,7 @@ async fn a_flood_of_lines_is_kept_within_its_limit_and_others_run_on() {
         app.wait_for(&flood, &["STARTED"]).await;
         let job = app.start_job(&other, json!({"input_2": 2})).await;
         assert_eq!(text(&app.wait_for_end(&job).await, "/state"), "SUCCESS");
+        logged(&app, &flood, ", its limit").await;
         End::Stop.ask(&app, &flood).await;
         End::Stop.happens(&app, &flood).await;
     };
