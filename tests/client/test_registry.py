@@ -30,7 +30,12 @@ def registry(tmp_path_factory):
     try:
         listening = re.compile(r"listening on (127\.0\.0\.1:\d+)")
         wait_until(log.read_text, listening.search, 30, "the registry listens")
-        yield listening.search(log.read_text())[1]
+        address = listening.search(log.read_text())[1]
+        yield address
+        # What was pulled keeps the registry's name.
+        named = ["--format", "{{.Repository}}@{{.Digest}}", "--digests", f"{address}/{SLEEPER}"]
+        for name in docker("images", *named).split():
+            docker("rmi", name)
     finally:
         process.terminate()
         process.wait(30)
