@@ -37,7 +37,7 @@ use super::{
     Traces, registry,
 };
 use crate::{
-    logs::{Lines, Piece, Source},
+    logs::{Lines, Piece, Source, printable},
     remove::remove,
     task::Resources,
 };
@@ -67,6 +67,9 @@ const READ_ONLY: [&str; 8] = [
     "/etc/hostname",
     "/etc/resolv.conf",
 ];
+
+/// How a frame of a log begins that holds an error of the engine; its length is next.
+const ENGINES_OWN: &[u8] = &[3, 0, 0, 0];
 
 /// Characters of what the engine says of an error.
 const LONGEST_REASON: usize = 1000;
@@ -277,14 +280,19 @@ impl Docker {
         let options = LogsOptionsBuilder::default().follow(true).stdout(true).stderr(true);
         let options = options.timestamps(true).since(since).tail(&last).build();
         self.0.logs(id, Some(options)).filter_map(move |frame| {
+            const DOING: &str = "reading the log";
             ready(match frame {
                 Ok(LogOutput::StdErr { message }) => lines.push(Source::Stderr, &message).map(Ok),
-                Ok(
-                    LogOutput::StdOut { message }
-                    | LogOutput::StdIn { message }
-                    | LogOutput::Console { message },
-                ) => lines.push(Source::Stdout, &message).map(Ok),
-                Err(error) => Some(Err(during("reading the log")(error))),
+                Ok(LogOutput::StdOut { message } | LogOutput::StdIn { message }) => {
+                    lines.push(Source::Stdout, &message).map(Ok)
+                }
+                // No container of ours has a terminal: these are the engine's own words, header included, or what was left of a frame.
+                Ok(LogOutput::Console { message }) => {
+                    let words = message.strip_prefix(ENGINES_OWN).and_then(|rest| rest.get(4..));
+                    let reason = printable(words.unwrap_or(b"it broke off within a frame"));
+                    Some(Err(EngineError::Failed { doing: DOING, reason: shortened(reason) }))
+                }
+                Err(error) => Some(Err(during(DOING)(error))),
             })
         })
     }
@@ -620,5 +628,65 @@ fn unless_gone(result: Result<(), Error>, doing: &'static str) -> Result<(), Eng
     match result {
         Err(error) if status(&error) != Some(404) => Err(during(doing)(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::{
+        io::{BufRead, BufReader, Write},
+        os::unix::net::UnixListener,
+        thread,
+    };
+
+    use super::*;
+
+    /// An engine that answers what it is told to, with a status and a body, by the first line of the request.
+    pub(crate) fn pretended(
+        mut answer: impl FnMut(&str) -> (u16, Vec<u8>) + Send + 'static,
+    ) -> Docker {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let path = path.to_str().unwrap();
+        let client =
+            bollard::Docker::connect_with_unix(path, 120, bollard::API_DEFAULT_VERSION).unwrap();
+        thread::spawn(move || {
+            let _folder = folder;
+            for stream in listener.incoming() {
+                let mut stream = BufReader::new(stream.unwrap());
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") && stream.read_line(&mut head).unwrap() > 0 {}
+                let (status, body) = answer(head.lines().next().unwrap_or_default());
+                let head = format!("HTTP/1.1 {status} x\r\nConnection: close\r\n\r\n");
+                // Whoever asked may have gone.
+                let _ = stream.get_mut().write_all(&[head.into_bytes(), body].concat());
+            }
+        });
+        Docker(client)
+    }
+
+    /// A frame of a log.
+    fn frame(kind: u8, text: &str) -> Vec<u8> {
+        let length = u32::try_from(text.len()).unwrap().to_be_bytes();
+        [&[kind, 0, 0, 0], &length[..], text.as_bytes()].concat()
+    }
+
+    #[tokio::test]
+    async fn an_error_of_the_engine_is_no_line_of_the_solver() {
+        let line = "2026-01-01T10:00:01.000000000Z one";
+        let engine = pretended(move |_| {
+            let error = frame(3, "Error grabbing logs: invalid character\n");
+            (200, [frame(1, &format!("{line}\n")), error].concat())
+        });
+        let mut lines = Lines::default();
+        let read: Vec<_> = engine.logs("x", &mut lines, None).collect().await;
+        let [Ok(piece), Err(error)] = &read[..] else { panic!("{read:?}") };
+        assert_eq!(piece.line.as_deref(), Some(line));
+        assert_eq!(
+            error.to_string(),
+            "container engine, reading the log: Error grabbing logs: invalid character"
+        );
+        assert_eq!(lines.resume(), 1_767_261_601);
     }
 }
