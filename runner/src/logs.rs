@@ -113,7 +113,9 @@ pub(crate) async fn follow(
     let mut lines = Lines::since(printed.recorded.since.unwrap_or_default());
     loop {
         let complete = ended.is_cancelled();
-        let stream = engine.logs(container, &mut lines, printed.kept.lines_that_matter());
+        let last = printed.kept.lines_that_matter();
+        // Not even a container that cannot be stopped is followed for ever.
+        let stream = engine.logs(container, &mut lines, last, !complete);
         let result = printed.read(stream, complete, ended, stop).await;
         if complete && !std::mem::take(&mut printed.closed) {
             if let Err(error) = result {
@@ -441,7 +443,12 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::sync::mpsc;
+
     use super::*;
+    use crate::{engine::pretended, task::Limits};
 
     const AT: &str = "2026-01-01T10:00:00.000000000Z";
 
@@ -536,5 +543,30 @@ mod tests {
             let piece = lines.push(Source::Stdout, format!("{text}\n").as_bytes());
             assert_eq!(piece, Some(Piece { line: Some(text.to_owned()), torn }));
         }
+    }
+
+    /// What is asked of an engine while a log with a limit is read to its end.
+    async fn asked(limit: u64) -> Vec<String> {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let heard = asked.clone();
+        let engine = pretended(move |request| {
+            heard.lock().unwrap().push(request.to_owned());
+            (200, Vec::new())
+        });
+        let (sender, _) = mpsc::channel(1);
+        let report = Reporter::new(&sender);
+        let (progress, recorded) = (Progress::default(), Recorded::default());
+        let clocks = Clocks::new(Limits::default(), Duration::ZERO, Duration::ZERO);
+        let printed = Printed::new(&report, &progress, &recorded, &clocks, limit);
+        let ended = CancellationToken::new();
+        ended.cancel();
+        follow(&engine, "x", printed, &ended, &CancellationToken::new()).await;
+        asked.lock().unwrap().clone()
+    }
+
+    #[tokio::test]
+    async fn at_the_end_a_log_is_not_followed() {
+        let asked = asked(1000).await;
+        assert!(asked.len() == 1 && asked[0].contains("follow=false"), "{asked:?}");
     }
 }

@@ -267,17 +267,18 @@ impl Docker {
         self.0.start_container(id, None).await.map_err(during("starting the container"))
     }
 
-    /// The log of a started container, from the first line or from where `lines` stands, at most its `last` lines. Follows while
+    /// The log of a started container, from the first line or from where `lines` stands, at most its `last` lines. May `follow` while
     /// the container runs; before the start the engine would not follow, but end at once. What has no newline yet stays in `lines`.
     pub(crate) fn logs<'a>(
         &self,
         id: &str,
         lines: &'a mut Lines,
         last: Option<u64>,
+        follow: bool,
     ) -> impl Stream<Item = Result<Piece, EngineError>> + Send + use<'a> {
         let since = i32::try_from(lines.resume()).unwrap_or_default();
         let last = last.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
-        let options = LogsOptionsBuilder::default().follow(true).stdout(true).stderr(true);
+        let options = LogsOptionsBuilder::default().follow(follow).stdout(true).stderr(true);
         let options = options.timestamps(true).since(since).tail(&last).build();
         self.0.logs(id, Some(options)).filter_map(move |frame| {
             const DOING: &str = "reading the log";
@@ -680,7 +681,7 @@ pub(crate) mod tests {
             (200, [frame(1, &format!("{line}\n")), error].concat())
         });
         let mut lines = Lines::default();
-        let read: Vec<_> = engine.logs("x", &mut lines, None).collect().await;
+        let read: Vec<_> = engine.logs("x", &mut lines, None, true).collect().await;
         let [Ok(piece), Err(error)] = &read[..] else { panic!("{read:?}") };
         assert_eq!(piece.line.as_deref(), Some(line));
         assert_eq!(
