@@ -113,11 +113,12 @@ pub(crate) async fn follow(
     let mut lines = Lines::since(printed.recorded.since.unwrap_or_default());
     loop {
         let complete = ended.is_cancelled();
-        let last = printed.kept.lines_that_matter();
+        let (was_full, last) = (printed.kept.is_full(), printed.kept.lines_that_matter());
         // Not even a container that cannot be stopped is followed for ever.
         let stream = engine.logs(container, &mut lines, last, !complete);
         let result = printed.read(stream, complete, ended, stop).await;
-        if complete && !std::mem::take(&mut printed.closed) {
+        // One that became full meanwhile was left there: the end is still to be read.
+        if complete && printed.kept.is_full() == was_full {
             if let Err(error) = result {
                 let text = format!("log lines may be missing: {error}");
                 printed.report.warning(text).await;
@@ -151,7 +152,7 @@ pub(crate) struct Printed<'a> {
     recorded: &'a Recorded,
     clocks: &'a Clocks,
     kept: Kept,
-    /// The beginning was closed just now: the end is still to be read.
+    /// The beginning was closed by a stop: to be said where that leaves something out.
     closed: bool,
     /// Lines to be passed on together.
     lines: String,
@@ -185,6 +186,7 @@ impl<'a> Printed<'a> {
             ended.cancelled().await;
             tokio::time::sleep(STOPPED).await;
         });
+        let only_the_end = complete && self.kept.is_full();
         let mut lines = 0;
         loop {
             let silence = async {
@@ -194,11 +196,10 @@ impl<'a> Printed<'a> {
             let ready = tokio::select! {
                 biased;
                 // By now only the end matters, and the next reading begins there.
-                () = ended.cancelled(), if self.kept.is_full() && !complete => return Ok(lines),
+                () = ended.cancelled(), if self.kept.is_full() && !only_the_end => return Ok(lines),
                 () = &mut stopped, if !self.kept.is_full() => {
                     self.kept.close();
                     self.closed = true;
-                    self.warn("the solver was stopped: of what it had printed and was not read yet only the last lines are shown").await;
                     return Ok(lines);
                 }
                 ready = pieces.next() => ready,
@@ -225,6 +226,9 @@ impl<'a> Printed<'a> {
     /// Whether it was a line.
     async fn piece(&mut self, Piece { line, torn }: Piece) -> bool {
         if torn && self.kept.is_full() {
+            if std::mem::take(&mut self.closed) {
+                self.warn("the solver was stopped: of what it had printed and was not read yet only the last lines are shown").await;
+            }
             self.kept.forget();
         } else if torn {
             self.warn("lines are missing here: the engine threw them away unread").await;
@@ -545,13 +549,14 @@ mod tests {
         }
     }
 
-    /// What is asked of an engine while a log with a limit is read to its end.
-    async fn asked(limit: u64) -> Vec<String> {
+    /// Reads a log with a limit, so many lines of a second each, to its end; answers with what the engine was asked.
+    async fn asked(limit: u64, count: usize) -> Vec<String> {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let heard = asked.clone();
         let engine = pretended(move |request| {
             heard.lock().unwrap().push(request.to_owned());
-            (200, Vec::new())
+            let line = [&[1, 0, 0, 0, 0, 0, 0, 36], &frame("line\n")[..]].concat();
+            (200, line.repeat(count))
         });
         let (sender, _) = mpsc::channel(1);
         let report = Reporter::new(&sender);
@@ -566,7 +571,15 @@ mod tests {
 
     #[tokio::test]
     async fn at_the_end_a_log_is_not_followed() {
-        let asked = asked(1000).await;
+        let asked = asked(1 << 20, 1).await;
         assert!(asked.len() == 1 && asked[0].contains("follow=false"), "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn of_a_log_that_turns_out_to_be_too_long_at_the_end_only_the_last_lines_are_read() {
+        let asked = asked(1 << 16, 1 << 13).await;
+        let tails = ["tail=all", "tail=136"];
+        let as_expected = asked.iter().zip(tails).all(|(asked, tail)| asked.contains(tail));
+        assert!(asked.len() == 2 && as_expected, "{asked:?}");
     }
 }
