@@ -61,6 +61,8 @@ impl Folders {
             give(&folder)?;
         }
         fs::write(self.hosts(), format!("127.0.0.1 localhost {HOSTNAME}\n::1 localhost\n"))?;
+        // The solver's user reads it, whatever our umask.
+        fs::set_permissions(self.hosts(), Permissions::from_mode(0o644))?;
         fs::create_dir(self.scratch())
     }
 
@@ -193,4 +195,22 @@ pub(crate) fn give(path: &Path) -> io::Result<()> {
         chown(path, Some(Uid::from_raw(SOLVER)), Some(Gid::from_raw(SOLVER)))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::{fs::Mode, process::umask};
+
+    use super::*;
+
+    #[test]
+    fn the_solver_may_read_its_hosts_whatever_the_umask() {
+        let work = tempfile::tempdir().unwrap();
+        let folders = Folders::of(work.path(), Uuid::nil());
+        let before = umask(Mode::from_raw_mode(0o077));
+        let created = folders.create();
+        umask(before);
+        created.unwrap();
+        assert_eq!(fs::metadata(folders.hosts()).unwrap().permissions().mode() & 0o777, 0o644);
+    }
 }
