@@ -224,12 +224,27 @@ pub(crate) fn is_zip(file: &File) -> bool {
 
 /// Puts a file into an archive of its own, uncompressed as oSPARC does; also gives the archive's size. It has no name in `scratch`,
 /// and is gone when it is closed. Blocks.
-pub(crate) fn pack(mut file: File, name: &str, scratch: &Path) -> io::Result<(File, u64)> {
+pub(crate) fn pack(
+    mut file: File,
+    name: &str,
+    scratch: &Path,
+    stop: &CancellationToken,
+) -> io::Result<(File, u64)> {
     let mut zip = ZipWriter::new(tempfile::tempfile_in(scratch)?);
     let options =
         SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
     zip.start_file(name, options)?;
-    io::copy(&mut file, &mut zip)?;
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        if stop.is_cancelled() {
+            return Err(io::Error::other("broken off"));
+        }
+        let length = file.read(&mut chunk)?;
+        if length == 0 {
+            break;
+        }
+        zip.write_all(&chunk[..length])?;
+    }
     let mut archive = zip.finish()?;
     let size = archive.stream_position()?;
     archive.seek(SeekFrom::Start(0))?;
@@ -432,8 +447,9 @@ mod tests {
         let file = scratch.path().join("result.dat");
         fs::write(&file, "seven").unwrap();
         assert!(!is_zip(&File::open(&file).unwrap()));
-        let (mut zip, size) =
-            pack(File::open(&file).unwrap(), "result.dat", scratch.path()).unwrap();
+        let open = || File::open(&file).unwrap();
+        let stop = CancellationToken::new();
+        let (mut zip, size) = pack(open(), "result.dat", scratch.path(), &stop).unwrap();
         assert!(is_zip(&zip));
         let mut bytes = Vec::new();
         zip.read_to_end(&mut bytes).unwrap();
@@ -441,5 +457,7 @@ mod tests {
         let (paths, problem) = unpacked(&bytes, Limits::default());
         assert_eq!((paths, problem), (vec!["result.dat".to_owned()], None));
         assert_eq!(scratch.path().read_dir().unwrap().count(), 1, "it has no name");
+        stop.cancel();
+        pack(open(), "result.dat", scratch.path(), &stop).unwrap_err();
     }
 }

@@ -394,7 +394,8 @@ impl Run<'_> {
         }
         let (outputs, scratch) = (folders.outputs(), folders.scratch());
         let (version, ports) = (self.task.integration_version, &self.task.outputs);
-        self.or_stop(outputs::collect(&outputs, &scratch, version, ports, artifacts)).await
+        let most = self.task.limits.disk_bytes;
+        self.or_stop(outputs::collect(&outputs, &scratch, version, ports, most, artifacts)).await
     }
 
     /// Waits for the end of the container, or brings it about.
