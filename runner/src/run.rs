@@ -1,6 +1,12 @@
 //! One task from its first byte to its last: stage in, container, stage out; what is left is cleaned up when the outcome is safe.
 
-use std::{collections::BTreeMap, path::Path, pin::pin, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    pin::pin,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use futures_util::TryStreamExt;
 use rustix::process::geteuid;
@@ -33,6 +39,9 @@ const STAGED: u8 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// One that is away again sooner than this after it was waited for had not come back: it may answer, and do nothing else.
+const BACK: Duration = Duration::from_secs(10);
+
 /// A container that an earlier run of the same task has started, and did not live to see the end of.
 #[derive(Debug)]
 pub struct Adopted {
@@ -56,7 +65,7 @@ pub async fn run(
     stop: &CancellationToken,
     adopted: Option<Adopted>,
 ) -> Outcome {
-    let run = Run { engine, task, report: Reporter::new(events), stop };
+    let run = Run::new(engine, task, events, stop);
     let folders = Folders::of(work, task.job_id);
     // All phases together are a large future.
     match Box::pin(run.whole(&folders, artifacts, adopted)).await {
@@ -171,9 +180,20 @@ struct Run<'a> {
     task: &'a Task,
     report: Reporter<'a>,
     stop: &'a CancellationToken,
+    /// When the engine was waited for last, and the last pause of that.
+    waited: Mutex<Option<(Instant, Duration)>>,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    fn new(
+        engine: &'a Docker,
+        task: &'a Task,
+        events: &'a Sender<Event>,
+        stop: &'a CancellationToken,
+    ) -> Self {
+        Self { engine, task, report: Reporter::new(events), stop, waited: Mutex::new(None) }
+    }
+
     async fn whole(
         &self,
         folders: &Folders,
@@ -300,18 +320,27 @@ impl Run<'_> {
     /// Waits until the engine answers again.
     async fn return_of_engine(&self, error: &EngineError) -> Result<(), Halt> {
         let patience = async {
-            tracing::warn!(job = %self.task.job_id, %error, "waiting for the container engine");
-            self.report.warning(format!("{error}; waiting for the engine")).await;
-            let mut pause = FIRST_PAUSE;
+            let longer = |pause: Duration| (pause * 2).min(LONGEST_PAUSE);
+            let before = self.waited().filter(|(at, _)| at.elapsed() < BACK);
+            let mut pause = before.map_or(FIRST_PAUSE, |(_, pause)| longer(pause));
+            if before.is_none() {
+                tracing::warn!(job = %self.task.job_id, %error, "waiting for the container engine");
+                self.report.warning(format!("{error}; waiting for the engine")).await;
+            }
             while self.engine.ping().await.is_err() {
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause = longer(pause);
             }
             // One that is about to end still answers.
             tokio::time::sleep(pause).await;
+            *self.waited() = Some((Instant::now(), pause));
             Ok(())
         };
         self.or_stop(patience).await
+    }
+
+    fn waited(&self) -> MutexGuard<'_, Option<(Instant, Duration)>> {
+        self.waited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows the container until it has ended and its outputs are stored, and its log until that has. What it uses is sampled beside
@@ -541,4 +570,33 @@ fn failure(exit: Exit, task: &Task) -> Option<TaskError> {
         _ => "",
     };
     Some(TaskError::new(FailureKind::Exit, format!("the solver exited with code {code}{meaning}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{engine::pretended, inputs::tests::task};
+
+    #[tokio::test]
+    async fn an_engine_that_answers_but_does_nothing_is_warned_of_once() {
+        let mut failures = 0;
+        let engine = pretended(move |request| {
+            if request.contains("_ping") {
+                return (200, b"OK".to_vec());
+            }
+            failures += 1;
+            let away = br#"{"message":"rpc error: code = Unavailable"}"#;
+            if failures > 2 { (200, b"{}".to_vec()) } else { (500, away.to_vec()) }
+        });
+        let (task, stop) = (task(&[]), CancellationToken::new());
+        let (sender, mut events) = mpsc::channel(10);
+        let run = Run::new(&engine, &task, &sender, &stop);
+        assert!(run.insist(|| engine.standing("x")).await.is_ok());
+        let warned = "container engine, inspecting the container: rpc error: code = Unavailable; waiting for the engine";
+        let Ok(Event::Log(line)) = events.try_recv() else { panic!("no warning") };
+        assert!(line.ends_with(warned), "{line}");
+        assert!(events.try_recv().is_err(), "once is enough");
+    }
 }
