@@ -49,8 +49,10 @@ const LONGEST: usize = 64 * 1024;
 /// What an earlier follower of a log has passed on, by the lines that were written down: the next one goes on behind it.
 #[derive(Debug, Default)]
 pub struct Recorded {
-    /// The second to read from, since the epoch; `None` until a line of the solver is seen.
-    since: Option<i64>,
+    /// The second of the solver's last line, since the epoch; `None` until one is seen.
+    last: Option<i64>,
+    /// That says nothing of how far was read.
+    from_begin: bool,
     /// Fingerprints of all lines from then on.
     lines: HashSet<u64>,
     /// Bytes of all that was written down.
@@ -58,9 +60,10 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    /// So many bytes in all.
-    pub fn new(bytes: u64) -> Self {
-        Self { bytes, ..Self::default() }
+    /// So many bytes in all, of a solver of this integration version.
+    pub fn new(bytes: u64, integration_version: u64) -> Self {
+        // Lines of the log file have our time of seeing them: what was printed before may be unread.
+        Self { bytes, from_begin: integration_version == 0, ..Self::default() }
     }
 
     /// Takes the lines that were written down, each with its timestamp, from the **last** to the first. Says whether the one before is
@@ -69,12 +72,17 @@ impl Recorded {
         let time = line.split(' ').next().and_then(|word| DateTime::parse_from_rfc3339(word).ok());
         let Some(time) = time.map(|time| time.timestamp()) else { return true };
         // Our own have the time of another clock, and say nothing of how far the solver's were read.
-        if self.since.is_none() && !is_ours(line) {
-            // Lines of the two streams may be out of order by some microseconds.
-            self.since = Some(time - 1);
+        if self.last.is_none() && !is_ours(line) {
+            self.last = Some(time);
         }
         self.lines.insert(fingerprint(line));
-        self.since.is_none_or(|since| since - 1 <= time)
+        self.since().is_none_or(|since| since - 1 <= time)
+    }
+
+    /// The second to read from.
+    fn since(&self) -> Option<i64> {
+        // Lines of the two streams may be out of order by some microseconds.
+        self.last.filter(|_| !self.from_begin).map(|last| last - 1)
     }
 
     /// Only how much was written down.
@@ -84,7 +92,7 @@ impl Recorded {
 
     /// How long ago the solver was heard last.
     pub(crate) fn ago(&self) -> Option<Duration> {
-        let last = DateTime::<Utc>::from_timestamp(self.since? + 1, 0)?;
+        let last = DateTime::<Utc>::from_timestamp(self.last?, 0)?;
         SystemTime::from(last).elapsed().ok()
     }
 
@@ -110,7 +118,7 @@ pub(crate) async fn follow(
     ended: &CancellationToken,
     stop: &CancellationToken,
 ) -> Vec<String> {
-    let mut lines = Lines::since(printed.recorded.since.unwrap_or_default());
+    let mut lines = Lines::since(printed.recorded.since().unwrap_or_default());
     loop {
         let complete = ended.is_cancelled();
         let (was_full, last) = (printed.kept.is_full(), printed.kept.lines_that_matter());
@@ -500,6 +508,18 @@ mod tests {
             &cut[LONGEST - 9..]
         );
         assert_eq!(lines.push(Source::Stdout, &frame("next\n")), Some(line("next")));
+    }
+
+    #[test]
+    fn a_log_is_read_on_from_its_last_line_but_not_where_a_file_is_a_log_as_well() {
+        let at = |second: u32| format!("2026-01-01T10:00:{second:02}.000000000Z line");
+        for (version, taken, since) in [(1, 3, Some(1_767_261_608)), (0, 10, None)] {
+            let mut recorded = Recorded::new(0, version);
+            assert!(recorded.take("2026-01-01T11:00:00.000000000Z [solverd] said later"));
+            let count = (0..10).rev().take_while(|second| recorded.take(&at(*second))).count();
+            assert_eq!((count, recorded.since()), (taken, since));
+            assert_eq!(recorded.last, Some(1_767_261_609));
+        }
     }
 
     #[test]
