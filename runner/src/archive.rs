@@ -57,7 +57,14 @@ pub(crate) fn unpack(
     let mut content = open()?;
     let mut target = Target { folder, files: 0, bytes: 0, limits, last: PathBuf::new() };
     let mut compressed: u64 = 0;
-    for entry in zip.files().map_err(|error| broken(&error))? {
+    for (number, entry) in (0..).zip(zip.files().map_err(|error| broken(&error))?) {
+        if stop.is_cancelled() {
+            return Err(Problem::Cancelled);
+        }
+        // The same folder may be named again and again.
+        if number >= limits.disk_files {
+            return Err(too_many(limits.disk_files));
+        }
         let entry = entry.map_err(|error| broken(&error))?;
         let name = entry.name().map_err(|error| broken(&error))?.into_owned();
         let refused = |rule: &dyn Display| {
@@ -134,12 +141,7 @@ impl Target<'_> {
     fn count(&mut self) -> Result<(), Problem> {
         self.files += 1;
         let most = self.limits.disk_files;
-        if self.files > most {
-            return Err(Problem::Refused(format!(
-                "holds more than {most} files and folders, the limit of a job"
-            )));
-        }
-        Ok(())
+        if self.files > most { Err(too_many(most)) } else { Ok(()) }
     }
 
     /// Makes a folder, and those that it lies in.
@@ -209,6 +211,10 @@ impl Target<'_> {
             file.write_all(&chunk[..length]).map_err(Problem::Machine)?;
         }
     }
+}
+
+fn too_many(most: u64) -> Problem {
+    Problem::Refused(format!("holds more than {most} files and folders, the limit of a job"))
 }
 
 fn taken(folder: &Path, path: &Path) -> Problem {
@@ -410,6 +416,9 @@ mod tests {
         let message = "holds more than 10 files and folders, the limit of a job";
         assert_eq!(refusal(&archive(&many), limits), message);
         assert_eq!(refusal(&archive(&[("1/2/3/4/5/6/7/8/9/10/11/", b"")]), limits), message);
+        let names: Vec<_> = (0..11).map(|number| format!("{}same/", "./".repeat(number))).collect();
+        let same: Vec<_> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+        assert_eq!(refusal(&archive(&same), limits), message);
 
         // One file's data hold the whole of another.
         let position =
@@ -431,6 +440,17 @@ mod tests {
         shared.extend(record);
         let message = refusal(&shared, Limits::default());
         assert_eq!(message, "holds `inner`, which shares its data with other files");
+    }
+
+    #[test]
+    fn folders_are_made_only_while_somebody_waits() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("archive");
+        fs::write(&path, archive(&[("folder/", b"")])).unwrap();
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let unpacked = unpack(&path, scratch.path(), Limits::default(), &stop);
+        assert!(matches!(unpacked, Err(Problem::Cancelled)), "{unpacked:?}");
     }
 
     fn stored(name: &str, content: &[u8]) -> Vec<u8> {
