@@ -154,10 +154,14 @@ impl Folders {
         }
     }
 
+    /// What the container is called that gives us the folder. Of an attempt that was cut short it may still be there.
+    pub(crate) fn helper(&self) -> String {
+        format!("solverd-chown-{}", self.job.file_name().unwrap_or_default().to_string_lossy())
+    }
+
     async fn take_over(&self, engine: &Docker, image: &str) -> Result<(), EngineError> {
-        let job = self.job.file_name().unwrap_or_default().to_string_lossy();
         let spec = ContainerSpec {
-            name: format!("solverd-chown-{job}"),
+            name: self.helper(),
             image: image.to_owned(),
             entry_point: Some(vec!["chown".to_owned()]),
             command: vec![
@@ -176,8 +180,6 @@ impl Folders {
             network: false,
             log_bytes: 1 << 20,
         };
-        // An earlier attempt may have been cut short.
-        engine.remove(&spec.name).await?;
         let container = engine.create(&spec).await?;
         let started = engine.start(&container).await;
         if started.is_ok() {

@@ -104,6 +104,7 @@ pub async fn clean_up(engine: &Docker, work: &Path, job_id: Uuid) -> Result<(), 
             Err(error) => return Err(error.into()),
         };
         engine.stop(&name, Duration::ZERO).await?;
+        engine.remove(&folders.helper()).await?;
         let removed = folders.remove(engine, image.as_deref()).await;
         if !matches!(removed, Err(CleanUpError::Engine(EngineError::Away { .. }))) {
             engine.remove(&name).await?;
