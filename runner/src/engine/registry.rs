@@ -9,6 +9,7 @@ const PUBLIC: &str = "https://index.docker.io/v1/";
 /// The registry of an image reference. The first part of a name is one if it could not be a folder (`distribution/reference`).
 fn registry(image: &str) -> &str {
     match image.split_once('/') {
+        Some(("docker.io" | "index.docker.io", _)) => PUBLIC,
         Some((first, _)) if first == "localhost" || first.contains(['.', ':']) => first,
         _ => PUBLIC,
     }
@@ -53,6 +54,8 @@ mod tests {
         for (image, expected) in [
             ("busybox", PUBLIC),
             ("simcore/services/comp/itis/sleeper:2.1.6", PUBLIC),
+            ("docker.io/acme/x", PUBLIC),
+            ("index.docker.io/acme/x", PUBLIC),
             ("registry.example.org/a/b:1", "registry.example.org"),
             ("127.0.0.1:5000/a@sha256:00", "127.0.0.1:5000"),
             ("localhost/a", "localhost"),
