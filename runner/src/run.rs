@@ -262,25 +262,26 @@ impl<'a> Run<'a> {
     async fn pull(&self) -> Result<Image, Halt> {
         if let Some(digest) = &self.task.image_digest {
             self.report.info(format!("pulling {digest}")).await;
-            let pull = async {
+            let pull = self.insist(|| async {
                 let mut lines = pin!(self.engine.pull(digest));
                 while let Some(line) = lines.try_next().await? {
                     self.report.info(line).await;
                 }
                 Ok(())
-            };
+            });
             self.or_stop(within(self.task.limits.pull, pull)).await?;
         }
         // What was published under the digest may be for another kind of machine.
-        match (self.engine.image(self.image()).await, &self.task.image_id) {
-            (Err(EngineError::NoImage(_)), Some(id)) => {
+        let found = self.insist(|| self.engine.image(self.image())).await;
+        match (found, &self.task.image_id) {
+            (Err(Halt::Failed(TaskError { kind: FailureKind::Image, .. })), Some(id)) => {
                 let name = &self.task.image;
                 let message = format!(
                     "image `{name}` as it was published ({id}) is not in the container engine any more"
                 );
                 Err(TaskError::new(FailureKind::Image, message).into())
             }
-            (found, _) => Ok(found?),
+            (found, _) => found,
         }
     }
 
@@ -335,7 +336,7 @@ impl<'a> Run<'a> {
             // One that is about to end still answers.
             tokio::time::sleep(pause).await;
             *self.waited() = Some((Instant::now(), pause));
-            Ok(())
+            Ok::<_, TaskError>(())
         };
         self.or_stop(patience).await
     }
@@ -483,12 +484,12 @@ impl<'a> Run<'a> {
         if self.stop.is_cancelled() { Err(Halt::Stopped) } else { Ok(()) }
     }
 
-    async fn or_stop<T>(
+    async fn or_stop<T, E: Into<Halt>>(
         &self,
-        work: impl Future<Output = Result<T, TaskError>>,
+        work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, Halt> {
         tokio::select! {
-            done = work => done.map_err(Halt::Failed),
+            done = work => done.map_err(Into::into),
             () = self.stop.cancelled() => Err(Halt::Stopped),
         }
     }
@@ -599,5 +600,38 @@ mod tests {
         let Ok(Event::Log(line)) = events.try_recv() else { panic!("no warning") };
         assert!(line.ends_with(warned), "{line}");
         assert!(events.try_recv().is_err(), "once is enough");
+    }
+
+    #[tokio::test]
+    async fn a_pull_waits_for_an_engine_that_is_away() {
+        let mut seen = Vec::new();
+        let engine = pretended(move |request| {
+            if request.contains("_ping") {
+                return (200, b"OK".to_vec());
+            }
+            let again = seen.contains(&request.to_owned());
+            seen.push(request.to_owned());
+            match (again, request.starts_with("POST")) {
+                (true, true) => (200, br#"{"status":"done"}"#.to_vec()),
+                (true, false) => (200, b"{}".to_vec()),
+                (false, true) => {
+                    (200, br#"{"errorDetail":{"message":"context canceled"}}"#.to_vec())
+                }
+                (false, false) => (500, br#"{"message":"code = Unavailable"}"#.to_vec()),
+            }
+        });
+        let digest = format!("registry.example.org/a@sha256:{}", "0".repeat(64));
+        let task = Task { image: "a".to_owned(), image_digest: Some(digest.clone()), ..task(&[]) };
+        let (sender, mut events) = mpsc::channel(10);
+        let stop = CancellationToken::new();
+        let run = Run::new(&engine, &task, &sender, &stop);
+        assert!(run.pull().await.is_ok());
+        let mut texts = Vec::new();
+        while let Ok(Event::Log(line)) = events.try_recv() {
+            texts.push(line.split_once("solverd").unwrap().1.to_owned());
+        }
+        let warned =
+            ": container engine, pulling the image: context canceled; waiting for the engine";
+        assert_eq!(texts, [format!("] pulling {digest}"), warned.to_owned(), "] done".to_owned()]);
     }
 }

@@ -77,6 +77,8 @@ const LONGEST_REASON: usize = 1000;
 /// Exit code after SIGKILL.
 const KILLED: i64 = 137;
 
+const PULLING: &str = "pulling the image";
+
 /// How often a pull tells of the bytes that come in.
 const PULL_NEWS: Duration = Duration::from_secs(5);
 
@@ -116,10 +118,17 @@ impl Docker {
         &self,
         image: &str,
     ) -> impl Stream<Item = Result<String, EngineError>> + Send + use<> {
-        let (engine, image) = (self.0.clone(), image.to_owned());
+        // A registry may be silent for long before its first word; how long is not for the client to say.
+        let (engine, image) = (self.0.clone().with_timeout(Duration::MAX), image.to_owned());
         let failed = {
             let image = image.clone();
-            move |reason: String| EngineError::Pull { image: image.clone(), reason }
+            move |reason: String| {
+                if is_ending(&reason) {
+                    EngineError::Away { doing: PULLING, reason }
+                } else {
+                    EngineError::Pull { image: image.clone(), reason }
+                }
+            }
         };
         let looking = {
             let image = image.clone();
@@ -141,7 +150,7 @@ impl Docker {
                             Some(Err(failed(message)))
                         }
                         Err(Error::DockerStreamError { error }) => Some(Err(failed(error))),
-                        Err(error) => Some(Err(during("pulling the image")(error))),
+                        Err(error) => Some(Err(during(PULLING)(error))),
                     })
                 });
             Ok(lines)
@@ -525,6 +534,10 @@ const ENDING: [&str; 6] = [
     "containerd.sock",
 ];
 
+fn is_ending(reason: &str) -> bool {
+    ENDING.iter().any(|words| reason.contains(words))
+}
+
 fn during(doing: &'static str) -> impl Fn(Error) -> EngineError {
     move |error| {
         if let Error::DockerResponseServerError { status_code, message } = error {
@@ -532,7 +545,7 @@ fn during(doing: &'static str) -> impl Fn(Error) -> EngineError {
             let reason = shortened(message);
             return if status_code == 404 {
                 EngineError::NoContainer(doing)
-            } else if status_code >= 500 && ENDING.iter().any(|words| reason.contains(words)) {
+            } else if status_code >= 500 && is_ending(&reason) {
                 EngineError::Away { doing, reason }
             } else {
                 EngineError::Failed { doing, reason }
