@@ -570,7 +570,21 @@ mod tests {
         }
     }
 
-    /// Reads a log with a limit, so many lines of a second each, to its end; answers with what the engine was asked.
+    /// Does something with a log with a limit, whose container has ended.
+    async fn at_the_end<T>(
+        limit: u64,
+        work: impl AsyncFnOnce(Printed<'_>, &CancellationToken) -> T,
+    ) -> T {
+        let (sender, _) = mpsc::channel(1);
+        let report = Reporter::new(&sender);
+        let (progress, recorded) = (Progress::default(), Recorded::default());
+        let clocks = Clocks::new(Limits::default(), Duration::ZERO, Duration::ZERO);
+        let ended = CancellationToken::new();
+        ended.cancel();
+        work(Printed::new(&report, &progress, &recorded, &clocks, limit), &ended).await
+    }
+
+    /// Reads a log with a limit, of so many lines, to its end; answers with what the engine was asked.
     async fn asked(limit: u64, count: usize) -> Vec<String> {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let heard = asked.clone();
@@ -579,14 +593,10 @@ mod tests {
             let line = [&[1, 0, 0, 0, 0, 0, 0, 36], &frame("line\n")[..]].concat();
             (200, line.repeat(count))
         });
-        let (sender, _) = mpsc::channel(1);
-        let report = Reporter::new(&sender);
-        let (progress, recorded) = (Progress::default(), Recorded::default());
-        let clocks = Clocks::new(Limits::default(), Duration::ZERO, Duration::ZERO);
-        let printed = Printed::new(&report, &progress, &recorded, &clocks, limit);
-        let ended = CancellationToken::new();
-        ended.cancel();
-        follow(&engine, "x", printed, &ended, &CancellationToken::new()).await;
+        at_the_end(limit, async |printed, ended| {
+            follow(&engine, "x", printed, ended, &CancellationToken::new()).await
+        })
+        .await;
         asked.lock().unwrap().clone()
     }
 
@@ -598,9 +608,16 @@ mod tests {
 
     #[tokio::test]
     async fn of_a_log_that_turns_out_to_be_too_long_at_the_end_only_the_last_lines_are_read() {
-        let asked = asked(1 << 16, 1 << 13).await;
+        const COUNT: usize = 1 << 13;
+        let asked = asked(1 << 16, COUNT).await;
         let tails = ["tail=all", "tail=136"];
         let as_expected = asked.iter().zip(tails).all(|(asked, tail)| asked.contains(tail));
         assert!(asked.len() == 2 && as_expected, "{asked:?}");
+
+        let lines = futures_util::stream::iter((0..COUNT).map(|_| Ok(line("line"))));
+        let read = at_the_end(1 << 16, async |mut printed, ended| {
+            printed.read(lines, true, ended, &CancellationToken::new()).await.unwrap()
+        });
+        assert!(read.await < COUNT);
     }
 }
