@@ -402,13 +402,21 @@ impl Dispatcher {
                     Hold::NOTHING,
                     Fate::Fail(FailureKind::Lost, message.to_owned()),
                 );
-            } else if let Err(error) =
-                solverd_runner::clean_up(&inner.engine, &inner.work, id.0).await
-            {
-                let message = format!("an earlier attempt left something behind: {error}");
-                self.launch(claimed, Hold::NOTHING, Fate::Fail(FailureKind::Machine, message));
             } else {
-                inner.db.job_finish(&claimed, Transition::Requeue, now()).await?;
+                match solverd_runner::clean_up(&inner.engine, &inner.work, id.0).await {
+                    Ok(()) => {
+                        inner.db.job_finish(&claimed, Transition::Requeue, now()).await?;
+                    }
+                    // It is picked up again: the engine may only be busy with removing what it is asked to remove.
+                    Err(CleanUpError::Engine(error @ EngineError::Away { .. })) => {
+                        tracing::warn!(job = %id, error = chain(&error), "an earlier attempt is not cleared away yet");
+                    }
+                    Err(error) => {
+                        let message = format!("an earlier attempt left something behind: {error}");
+                        let fate = Fate::Fail(FailureKind::Machine, message);
+                        self.launch(claimed, Hold::NOTHING, fate);
+                    }
+                }
             }
         }
         Ok(())

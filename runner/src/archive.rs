@@ -57,7 +57,14 @@ pub(crate) fn unpack(
     let mut content = open()?;
     let mut target = Target { folder, files: 0, bytes: 0, limits, last: PathBuf::new() };
     let mut compressed: u64 = 0;
-    for entry in zip.files().map_err(|error| broken(&error))? {
+    for (number, entry) in (0..).zip(zip.files().map_err(|error| broken(&error))?) {
+        if stop.is_cancelled() {
+            return Err(Problem::Cancelled);
+        }
+        // The same folder may be named again and again.
+        if number >= limits.disk_files {
+            return Err(too_many(limits.disk_files));
+        }
         let entry = entry.map_err(|error| broken(&error))?;
         let name = entry.name().map_err(|error| broken(&error))?.into_owned();
         let refused = |rule: &dyn Display| {
@@ -134,12 +141,7 @@ impl Target<'_> {
     fn count(&mut self) -> Result<(), Problem> {
         self.files += 1;
         let most = self.limits.disk_files;
-        if self.files > most {
-            return Err(Problem::Refused(format!(
-                "holds more than {most} files and folders, the limit of a job"
-            )));
-        }
-        Ok(())
+        if self.files > most { Err(too_many(most)) } else { Ok(()) }
     }
 
     /// Makes a folder, and those that it lies in.
@@ -211,6 +213,10 @@ impl Target<'_> {
     }
 }
 
+fn too_many(most: u64) -> Problem {
+    Problem::Refused(format!("holds more than {most} files and folders, the limit of a job"))
+}
+
 fn taken(folder: &Path, path: &Path) -> Problem {
     Problem::Taken(path.strip_prefix(folder).unwrap_or(path).to_owned())
 }
@@ -224,12 +230,27 @@ pub(crate) fn is_zip(file: &File) -> bool {
 
 /// Puts a file into an archive of its own, uncompressed as oSPARC does; also gives the archive's size. It has no name in `scratch`,
 /// and is gone when it is closed. Blocks.
-pub(crate) fn pack(mut file: File, name: &str, scratch: &Path) -> io::Result<(File, u64)> {
+pub(crate) fn pack(
+    mut file: File,
+    name: &str,
+    scratch: &Path,
+    stop: &CancellationToken,
+) -> io::Result<(File, u64)> {
     let mut zip = ZipWriter::new(tempfile::tempfile_in(scratch)?);
     let options =
         SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
     zip.start_file(name, options)?;
-    io::copy(&mut file, &mut zip)?;
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        if stop.is_cancelled() {
+            return Err(io::Error::other("broken off"));
+        }
+        let length = file.read(&mut chunk)?;
+        if length == 0 {
+            break;
+        }
+        zip.write_all(&chunk[..length])?;
+    }
     let mut archive = zip.finish()?;
     let size = archive.stream_position()?;
     archive.seek(SeekFrom::Start(0))?;
@@ -395,6 +416,9 @@ mod tests {
         let message = "holds more than 10 files and folders, the limit of a job";
         assert_eq!(refusal(&archive(&many), limits), message);
         assert_eq!(refusal(&archive(&[("1/2/3/4/5/6/7/8/9/10/11/", b"")]), limits), message);
+        let names: Vec<_> = (0..11).map(|number| format!("{}same/", "./".repeat(number))).collect();
+        let same: Vec<_> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+        assert_eq!(refusal(&archive(&same), limits), message);
 
         // One file's data hold the whole of another.
         let position =
@@ -418,6 +442,17 @@ mod tests {
         assert_eq!(message, "holds `inner`, which shares its data with other files");
     }
 
+    #[test]
+    fn folders_are_made_only_while_somebody_waits() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("archive");
+        fs::write(&path, archive(&[("folder/", b"")])).unwrap();
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let unpacked = unpack(&path, scratch.path(), Limits::default(), &stop);
+        assert!(matches!(unpacked, Err(Problem::Cancelled)), "{unpacked:?}");
+    }
+
     fn stored(name: &str, content: &[u8]) -> Vec<u8> {
         let mut zip = ZipWriter::new(io::Cursor::new(Vec::new()));
         let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
@@ -432,8 +467,9 @@ mod tests {
         let file = scratch.path().join("result.dat");
         fs::write(&file, "seven").unwrap();
         assert!(!is_zip(&File::open(&file).unwrap()));
-        let (mut zip, size) =
-            pack(File::open(&file).unwrap(), "result.dat", scratch.path()).unwrap();
+        let open = || File::open(&file).unwrap();
+        let stop = CancellationToken::new();
+        let (mut zip, size) = pack(open(), "result.dat", scratch.path(), &stop).unwrap();
         assert!(is_zip(&zip));
         let mut bytes = Vec::new();
         zip.read_to_end(&mut bytes).unwrap();
@@ -441,5 +477,7 @@ mod tests {
         let (paths, problem) = unpacked(&bytes, Limits::default());
         assert_eq!((paths, problem), (vec!["result.dat".to_owned()], None));
         assert_eq!(scratch.path().read_dir().unwrap().count(), 1, "it has no name");
+        stop.cancel();
+        pack(open(), "result.dat", scratch.path(), &stop).unwrap_err();
     }
 }

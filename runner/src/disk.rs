@@ -10,7 +10,10 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -72,6 +75,10 @@ pub(crate) struct Disk<'a> {
     folder: PathBuf,
     /// What it sees of the host, and where that is.
     places: Vec<(&'static str, PathBuf)>,
+    /// What its container had written when the engine could last tell.
+    layer: Mutex<Layer>,
+    /// That it cannot was said.
+    told: AtomicBool,
 }
 
 impl Drop for Disk<'_> {
@@ -84,7 +91,8 @@ impl Drop for Disk<'_> {
 impl<'a> Disk<'a> {
     pub(crate) fn new(engine: &'a Docker, job_id: Uuid, limits: Limits, folders: &Folders) -> Self {
         let (folder, places) = (folders.path().to_owned(), folders.places());
-        Self { engine, job_id, limits, folder, places }
+        let (layer, told) = (Mutex::default(), AtomicBool::new(false));
+        Self { engine, job_id, limits, folder, places, layer, told }
     }
 
     /// Ends with the reason when the task has taken too much, else never.
@@ -116,10 +124,7 @@ impl<'a> Disk<'a> {
     /// Looks once; answers with what the container has written beside its mounts.
     pub(crate) async fn look(&self, container: Option<&str>) -> Result<Layer, TaskError> {
         let traces = match container {
-            Some(container) => self.engine.traces(container).await.unwrap_or_else(|error| {
-                tracing::debug!(job = %self.job_id, %error, "the container's layer is not measured");
-                Traces::default()
-            }),
+            Some(container) => self.traces(container).await,
             None => Traces::default(),
         };
         let (places, most) = (self.places.clone(), self.limits.disk_files);
@@ -132,6 +137,22 @@ impl<'a> Disk<'a> {
         watched().insert(self.job_id, Watched::Holds(used.bytes()));
         used.judge(&self.limits).map_err(|message| self.ended(message))?;
         Ok(traces.layer)
+    }
+
+    async fn traces(&self, container: &str) -> Traces {
+        let last = || self.layer.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.engine.traces(container).await {
+            Ok(traces) => {
+                last().clone_from(&traces.layer);
+                traces
+            }
+            Err(error) => {
+                if !self.told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(job = %self.job_id, %error, "what the container writes beside its mounts is not measured now");
+                }
+                Traces { layer: last().clone(), process: None }
+            }
+        }
     }
 
     /// Whether the disk of a folder has enough left. If not, the task that holds most is ended, one at a time: what it frees may be
@@ -323,6 +344,24 @@ fn nameless(processes: &[PathBuf], most: u64) -> Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::pretended;
+
+    #[tokio::test]
+    async fn a_layer_that_cannot_be_measured_counts_as_it_did() {
+        let mut asked = 0;
+        let engine = pretended(move |_| {
+            asked += 1;
+            // The second of the first two asks for sizes.
+            if asked > 2 { (500, Vec::new()) } else { (200, br#"{"SizeRw": 5}"#.to_vec()) }
+        });
+        let folders = Folders::of(Path::new("/nowhere"), Uuid::nil());
+        let limits = Limits { disk_bytes: 4, ..Limits::default() };
+        let disk = Disk::new(&engine, Uuid::nil(), limits, &folders);
+        for _ in 0..2 {
+            let error = disk.look(Some("x")).await.unwrap_err();
+            assert!(error.message.ends_with("5 in the container's own files"), "{error}");
+        }
+    }
 
     #[test]
     fn everything_below_is_added_up_once() {

@@ -10,6 +10,8 @@ use std::{
 };
 
 pub use docker::Docker;
+#[cfg(test)]
+pub(crate) use docker::tests::pretended;
 
 use crate::task::Resources;
 

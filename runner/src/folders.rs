@@ -61,6 +61,8 @@ impl Folders {
             give(&folder)?;
         }
         fs::write(self.hosts(), format!("127.0.0.1 localhost {HOSTNAME}\n::1 localhost\n"))?;
+        // The solver's user reads it, whatever our umask.
+        fs::set_permissions(self.hosts(), Permissions::from_mode(0o644))?;
         fs::create_dir(self.scratch())
     }
 
@@ -152,10 +154,14 @@ impl Folders {
         }
     }
 
+    /// What the container is called that gives us the folder. Of an attempt that was cut short it may still be there.
+    pub(crate) fn helper(&self) -> String {
+        format!("solverd-chown-{}", self.job.file_name().unwrap_or_default().to_string_lossy())
+    }
+
     async fn take_over(&self, engine: &Docker, image: &str) -> Result<(), EngineError> {
-        let job = self.job.file_name().unwrap_or_default().to_string_lossy();
         let spec = ContainerSpec {
-            name: format!("solverd-chown-{job}"),
+            name: self.helper(),
             image: image.to_owned(),
             entry_point: Some(vec!["chown".to_owned()]),
             command: vec![
@@ -174,8 +180,6 @@ impl Folders {
             network: false,
             log_bytes: 1 << 20,
         };
-        // An earlier attempt may have been cut short.
-        engine.remove(&spec.name).await?;
         let container = engine.create(&spec).await?;
         let started = engine.start(&container).await;
         if started.is_ok() {
@@ -193,4 +197,22 @@ pub(crate) fn give(path: &Path) -> io::Result<()> {
         chown(path, Some(Uid::from_raw(SOLVER)), Some(Gid::from_raw(SOLVER)))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::{fs::Mode, process::umask};
+
+    use super::*;
+
+    #[test]
+    fn the_solver_may_read_its_hosts_whatever_the_umask() {
+        let work = tempfile::tempdir().unwrap();
+        let folders = Folders::of(work.path(), Uuid::nil());
+        let before = umask(Mode::from_raw_mode(0o077));
+        let created = folders.create();
+        umask(before);
+        created.unwrap();
+        assert_eq!(fs::metadata(folders.hosts()).unwrap().permissions().mode() & 0o777, 0o644);
+    }
 }

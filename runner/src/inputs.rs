@@ -230,7 +230,7 @@ fn machine(error: io::Error) -> TaskError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{collections::BTreeMap, sync::Mutex};
 
     use serde_json::json;
@@ -301,7 +301,7 @@ mod tests {
         }
     }
 
-    fn task(paths: &[&str]) -> Task {
+    pub(crate) fn task(paths: &[&str]) -> Task {
         let file = |(number, path): (usize, &&str)| InputFile {
             port: format!("input_{}", number + 1),
             file_id: Uuid::nil(),

@@ -62,11 +62,8 @@ impl Kept {
 
     /// About how many lines from the end matter, once the beginning is complete: more than are held back.
     pub(crate) fn lines_that_matter(&self) -> Option<u64> {
-        self.is_full().then_some(if self.left_out.lines > 0 {
-            2 * self.last.len() as u64
-        } else {
-            self.limit / LAST / 30
-        })
+        // None is shorter than its timestamp. How many are held back now says little: there may be none, and lines may get shorter.
+        self.is_full().then_some(self.limit / LAST / 30)
     }
 
     /// Gives a line back that is to be passed on.
@@ -153,6 +150,20 @@ mod tests {
         kept.forget();
         passed(&mut kept, 40..41);
         assert_eq!(kept.finish(), (Some(LeftOut { lines: 2, bytes: 20 }), [line(40)].into()));
+    }
+
+    #[test]
+    fn as_many_lines_matter_as_may_be_held_back() {
+        let mut kept = Kept::new(1 << 20, 1 << 20);
+        let shortest = "2026-01-01T10:00:00.000000000Z ";
+        for _ in 0..10_000 {
+            kept.take(shortest.to_owned());
+        }
+        let held = kept.last.len() as u64;
+        for _ in 0..2 {
+            assert!(kept.lines_that_matter().unwrap() > held);
+            kept.forget();
+        }
     }
 
     #[test]

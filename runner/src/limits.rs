@@ -77,13 +77,13 @@ impl Clocks {
 }
 
 /// Gives pulling an image so much time.
-pub(crate) async fn within<T>(
+pub(crate) async fn within<T, E: From<TaskError>>(
     limit: Duration,
-    pull: impl Future<Output = Result<T, TaskError>>,
-) -> Result<T, TaskError> {
+    pull: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
     timeout(limit, pull).await.unwrap_or_else(|_| {
         let message = format!("pulling the image took {}, its limit of time", spelt(limit));
-        Err(TaskError::new(FailureKind::PullTime, message))
+        Err(TaskError::new(FailureKind::PullTime, message).into())
     })
 }
 

@@ -67,7 +67,7 @@ pub(crate) async fn follow(
     let mut refused = false;
     loop {
         let complete = ended.is_cancelled();
-        if complete && let Some(bytes) = tail.skip(BACKLOG) {
+        if complete && let Some(bytes) = tail.end(BACKLOG) {
             report.warning(format!("{bytes} bytes of {NAME} were left out here")).await;
         }
         while complete || !ended.is_cancelled() {
@@ -118,6 +118,8 @@ struct Tail {
     at: At,
     /// Where somebody else has left off.
     begin: At,
+    /// Bytes that are read at most.
+    left: u64,
     partial: Partial,
     /// Where the line begins that is not complete.
     begun: At,
@@ -130,11 +132,12 @@ impl Tail {
     fn new(folder: PathBuf) -> Self {
         let none = At::default();
         let partial = Partial::default();
-        Self { folder, file: None, at: none, begin: none, partial, begun: none }
+        Self { folder, file: None, at: none, begin: none, left: u64::MAX, partial, begun: none }
     }
 
-    /// Leaves out all but the last bytes; answers with how many those are. Blocks.
-    fn skip(&mut self, most: u64) -> Option<u64> {
+    /// Leaves out all but the last bytes, and what comes beyond that; answers with how many are left out by now. Blocks.
+    fn end(&mut self, most: u64) -> Option<u64> {
+        self.left = most;
         if self.file.is_none() {
             self.open_named().ok()?;
         }
@@ -179,8 +182,9 @@ impl Tail {
 
     fn read(&mut self) -> io::Result<Option<Lines>> {
         let Some(file) = &self.file else { return Ok(None) };
-        let mut chunk = vec![0; CHUNK];
+        let mut chunk = vec![0; usize::try_from(self.left).map_or(CHUNK, |left| left.min(CHUNK))];
         let length = file.read_at(&mut chunk, self.at.bytes)?;
+        self.left -= length as u64;
         if length == 0 {
             return Ok(None);
         }
@@ -318,7 +322,10 @@ mod tests {
         let mut tail = Tail::new(folder.path().to_owned());
         assert_eq!(looked(&mut tail), ["one"]);
         std::fs::write(&path, format!("one\n{}end\n", "x".repeat(1000))).unwrap();
-        assert_eq!((tail.skip(2000), tail.skip(4)), (None, Some(1000)));
-        assert_eq!((looked(&mut tail), tail.skip(4)), (vec!["end".to_owned()], None));
+        assert_eq!((tail.end(2000), tail.end(4)), (None, Some(1000)));
+        assert_eq!((looked(&mut tail), tail.end(4)), (vec!["end".to_owned()], None));
+        let mut file = File::options().append(true).open(&path).unwrap();
+        file.write_all(b"one\ntwo\n").unwrap();
+        assert_eq!(looked(&mut tail), ["one"], "whoever goes on writing is not read for ever");
     }
 }

@@ -49,8 +49,10 @@ const LONGEST: usize = 64 * 1024;
 /// What an earlier follower of a log has passed on, by the lines that were written down: the next one goes on behind it.
 #[derive(Debug, Default)]
 pub struct Recorded {
-    /// The second to read from, since the epoch; `None` until a line of the solver is seen.
-    since: Option<i64>,
+    /// The second of the solver's last line, since the epoch; `None` until one is seen.
+    last: Option<i64>,
+    /// That says nothing of how far was read.
+    from_begin: bool,
     /// Fingerprints of all lines from then on.
     lines: HashSet<u64>,
     /// Bytes of all that was written down.
@@ -58,9 +60,10 @@ pub struct Recorded {
 }
 
 impl Recorded {
-    /// So many bytes in all.
-    pub fn new(bytes: u64) -> Self {
-        Self { bytes, ..Self::default() }
+    /// So many bytes in all, of a solver of this integration version.
+    pub fn new(bytes: u64, integration_version: u64) -> Self {
+        // Lines of the log file have our time of seeing them: what was printed before may be unread.
+        Self { bytes, from_begin: integration_version == 0, ..Self::default() }
     }
 
     /// Takes the lines that were written down, each with its timestamp, from the **last** to the first. Says whether the one before is
@@ -69,12 +72,17 @@ impl Recorded {
         let time = line.split(' ').next().and_then(|word| DateTime::parse_from_rfc3339(word).ok());
         let Some(time) = time.map(|time| time.timestamp()) else { return true };
         // Our own have the time of another clock, and say nothing of how far the solver's were read.
-        if self.since.is_none() && !is_ours(line) {
-            // Lines of the two streams may be out of order by some microseconds.
-            self.since = Some(time - 1);
+        if self.last.is_none() && !is_ours(line) {
+            self.last = Some(time);
         }
         self.lines.insert(fingerprint(line));
-        self.since.is_none_or(|since| since - 1 <= time)
+        self.since().is_none_or(|since| since - 1 <= time)
+    }
+
+    /// The second to read from.
+    fn since(&self) -> Option<i64> {
+        // Lines of the two streams may be out of order by some microseconds.
+        self.last.filter(|_| !self.from_begin).map(|last| last - 1)
     }
 
     /// Only how much was written down.
@@ -84,7 +92,7 @@ impl Recorded {
 
     /// How long ago the solver was heard last.
     pub(crate) fn ago(&self) -> Option<Duration> {
-        let last = DateTime::<Utc>::from_timestamp(self.since? + 1, 0)?;
+        let last = DateTime::<Utc>::from_timestamp(self.last?, 0)?;
         SystemTime::from(last).elapsed().ok()
     }
 
@@ -110,12 +118,15 @@ pub(crate) async fn follow(
     ended: &CancellationToken,
     stop: &CancellationToken,
 ) -> Vec<String> {
-    let mut lines = Lines::since(printed.recorded.since.unwrap_or_default());
+    let mut lines = Lines::since(printed.recorded.since().unwrap_or_default());
     loop {
         let complete = ended.is_cancelled();
-        let stream = engine.logs(container, &mut lines, printed.kept.lines_that_matter());
+        let (was_full, last) = (printed.kept.is_full(), printed.kept.lines_that_matter());
+        // Not even a container that cannot be stopped is followed for ever.
+        let stream = engine.logs(container, &mut lines, last, !complete);
         let result = printed.read(stream, complete, ended, stop).await;
-        if complete && !std::mem::take(&mut printed.closed) {
+        // One that became full meanwhile was left there: the end is still to be read.
+        if complete && printed.kept.is_full() == was_full {
             if let Err(error) = result {
                 let text = format!("log lines may be missing: {error}");
                 printed.report.warning(text).await;
@@ -149,7 +160,7 @@ pub(crate) struct Printed<'a> {
     recorded: &'a Recorded,
     clocks: &'a Clocks,
     kept: Kept,
-    /// The beginning was closed just now: the end is still to be read.
+    /// The beginning was closed by a stop: to be said where that leaves something out.
     closed: bool,
     /// Lines to be passed on together.
     lines: String,
@@ -183,6 +194,7 @@ impl<'a> Printed<'a> {
             ended.cancelled().await;
             tokio::time::sleep(STOPPED).await;
         });
+        let only_the_end = complete && self.kept.is_full();
         let mut lines = 0;
         loop {
             let silence = async {
@@ -192,11 +204,10 @@ impl<'a> Printed<'a> {
             let ready = tokio::select! {
                 biased;
                 // By now only the end matters, and the next reading begins there.
-                () = ended.cancelled(), if self.kept.is_full() && !complete => return Ok(lines),
+                () = ended.cancelled(), if self.kept.is_full() && !only_the_end => return Ok(lines),
                 () = &mut stopped, if !self.kept.is_full() => {
                     self.kept.close();
                     self.closed = true;
-                    self.warn("the solver was stopped: of what it had printed and was not read yet only the last lines are shown").await;
                     return Ok(lines);
                 }
                 ready = pieces.next() => ready,
@@ -223,6 +234,9 @@ impl<'a> Printed<'a> {
     /// Whether it was a line.
     async fn piece(&mut self, Piece { line, torn }: Piece) -> bool {
         if torn && self.kept.is_full() {
+            if std::mem::take(&mut self.closed) {
+                self.warn("the solver was stopped: of what it had printed and was not read yet only the last lines are shown").await;
+            }
             self.kept.forget();
         } else if torn {
             self.warn("lines are missing here: the engine threw them away unread").await;
@@ -429,7 +443,8 @@ fn after_timestamp(frame: &[u8]) -> &[u8] {
     frame.iter().position(|byte| *byte == b' ').map_or(frame, |space| &frame[space + 1..])
 }
 
-/// The part of a frame's timestamp down to the second: `2026-01-01T10:00:00`.
+/// The part of a frame's timestamp down to the second: `2026-01-01T10:00:00`. With a smaller part less would be lost of a log whose end
+/// is read without its last frame taken; but on a busy machine frames of two streams are out of order by many milliseconds.
 fn second(frame: &[u8]) -> &[u8] {
     frame.get(..19).unwrap_or(frame)
 }
@@ -441,7 +456,12 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::sync::mpsc;
+
     use super::*;
+    use crate::{engine::pretended, task::Limits};
 
     const AT: &str = "2026-01-01T10:00:00.000000000Z";
 
@@ -492,6 +512,18 @@ mod tests {
     }
 
     #[test]
+    fn a_log_is_read_on_from_its_last_line_but_not_where_a_file_is_a_log_as_well() {
+        let at = |second: u32| format!("2026-01-01T10:00:{second:02}.000000000Z line");
+        for (version, taken, since) in [(1, 3, Some(1_767_261_608)), (0, 10, None)] {
+            let mut recorded = Recorded::new(0, version);
+            assert!(recorded.take("2026-01-01T11:00:00.000000000Z [solverd] said later"));
+            let count = (0..10).rev().take_while(|second| recorded.take(&at(*second))).count();
+            assert_eq!((count, recorded.since()), (taken, since));
+            assert_eq!(recorded.last, Some(1_767_261_609));
+        }
+    }
+
+    #[test]
     fn what_no_terminal_or_database_should_see_is_taken_out() {
         let mut lines = Lines::default();
         let bytes = [format!("{AT} a\0b\x1b[31m\tc\r").as_bytes(), &[0xff, b'd', b'\n']].concat();
@@ -536,5 +568,56 @@ mod tests {
             let piece = lines.push(Source::Stdout, format!("{text}\n").as_bytes());
             assert_eq!(piece, Some(Piece { line: Some(text.to_owned()), torn }));
         }
+    }
+
+    /// Does something with a log with a limit, whose container has ended.
+    async fn at_the_end<T>(
+        limit: u64,
+        work: impl AsyncFnOnce(Printed<'_>, &CancellationToken) -> T,
+    ) -> T {
+        let (sender, _) = mpsc::channel(1);
+        let report = Reporter::new(&sender);
+        let (progress, recorded) = (Progress::default(), Recorded::default());
+        let clocks = Clocks::new(Limits::default(), Duration::ZERO, Duration::ZERO);
+        let ended = CancellationToken::new();
+        ended.cancel();
+        work(Printed::new(&report, &progress, &recorded, &clocks, limit), &ended).await
+    }
+
+    /// Reads a log with a limit, of so many lines, to its end; answers with what the engine was asked.
+    async fn asked(limit: u64, count: usize) -> Vec<String> {
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let heard = asked.clone();
+        let engine = pretended(move |request| {
+            heard.lock().unwrap().push(request.to_owned());
+            let line = [&[1, 0, 0, 0, 0, 0, 0, 36], &frame("line\n")[..]].concat();
+            (200, line.repeat(count))
+        });
+        at_the_end(limit, async |printed, ended| {
+            follow(&engine, "x", printed, ended, &CancellationToken::new()).await
+        })
+        .await;
+        asked.lock().unwrap().clone()
+    }
+
+    #[tokio::test]
+    async fn at_the_end_a_log_is_not_followed() {
+        let asked = asked(1 << 20, 1).await;
+        assert!(asked.len() == 1 && asked[0].contains("follow=false"), "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn of_a_log_that_turns_out_to_be_too_long_at_the_end_only_the_last_lines_are_read() {
+        const COUNT: usize = 1 << 13;
+        let asked = asked(1 << 16, COUNT).await;
+        let tails = ["tail=all", "tail=136"];
+        let as_expected = asked.iter().zip(tails).all(|(asked, tail)| asked.contains(tail));
+        assert!(asked.len() == 2 && as_expected, "{asked:?}");
+
+        let lines = futures_util::stream::iter((0..COUNT).map(|_| Ok(line("line"))));
+        let read = at_the_end(1 << 16, async |mut printed, ended| {
+            printed.read(lines, true, ended, &CancellationToken::new()).await.unwrap()
+        });
+        assert!(read.await < COUNT);
     }
 }

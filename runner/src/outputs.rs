@@ -13,6 +13,7 @@ use rustix::{
     io::Errno,
 };
 use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     archive::{is_zip, pack},
@@ -34,12 +35,14 @@ const OBJECT: usize = 8;
 /// Names in a message that says what was there.
 const LISTED: usize = 20;
 
-/// Finds and stores every declared output. Call it when the container has ended. What has to be made of them lies in `scratch`.
+/// Finds and stores every declared output, of `most` bytes all together: a file may have many that take no space on disk. Call it when the
+/// container has ended. What has to be made of them lies in `scratch`.
 pub(crate) async fn collect(
     folder: &Path,
     scratch: &Path,
     integration_version: u64,
     ports: &[OutputPort],
+    most: u64,
     artifacts: &impl Artifacts,
 ) -> Result<BTreeMap<String, Output>, TaskError> {
     let name = values_name(integration_version);
@@ -49,9 +52,19 @@ pub(crate) async fn collect(
         Ok(Map::new())
     };
     let mut outputs = BTreeMap::new();
+    let mut left = most;
     for port in ports {
         let output = match &port.path {
-            Some(path) => file(folder, scratch, port, path, artifacts).await?,
+            Some(path) => {
+                let (opened, size) = open(folder, path)
+                    .map_err(|refusal| failed(port, &refusal.explain(folder, path)))?;
+                left = left.checked_sub(size).ok_or_else(|| {
+                    let others = most - left;
+                    let message = format!("output `{}`: `{path}` has {size} bytes, the outputs before it {others}; the limit of a job is {most}", port.key);
+                    TaskError::new(FailureKind::Disk, message).at(&port.key)
+                })?;
+                store(scratch, port, path, opened, size, artifacts).await?
+            }
             None => Output::Value(value(folder, name, port, &values)?),
         };
         outputs.insert(port.key.clone(), output);
@@ -59,20 +72,22 @@ pub(crate) async fn collect(
     Ok(outputs)
 }
 
-async fn file(
-    folder: &Path,
+async fn store(
     scratch: &Path,
     port: &OutputPort,
     path: &str,
+    mut file: File,
+    mut size: u64,
     artifacts: &impl Artifacts,
 ) -> Result<Output, TaskError> {
-    let (mut file, mut size) =
-        open(folder, path).map_err(|refusal| failed(port, &refusal.explain(folder, path)))?;
     let name = Path::new(path).file_name().map_or(path.into(), |name| name.to_string_lossy());
     let mut filename = name.into_owned();
     if port.zip && !is_zip(&file) {
         let (inner, scratch) = (filename.clone(), scratch.to_owned());
-        let packing = tokio::task::spawn_blocking(move || pack(file, &inner, &scratch));
+        // A thread does not end when nobody waits for it: it is told.
+        let stop = CancellationToken::new();
+        let _told = stop.clone().drop_guard();
+        let packing = tokio::task::spawn_blocking(move || pack(file, &inner, &scratch, &stop));
         (file, size) = packing.await.map_err(io::Error::from).flatten().map_err(|error| {
             let message = format!("output `{}`: zipping `{path}`: {error}", port.key);
             TaskError::new(FailureKind::Machine, message).at(&port.key)
@@ -278,6 +293,9 @@ mod tests {
     use super::*;
     use crate::task::{ArtifactError, InputFile, StoredFile};
 
+    /// Bytes of all outputs.
+    const MOST: u64 = 1 << 20;
+
     /// Stores nothing; the "checksum" is the content.
     struct Echo;
 
@@ -316,7 +334,7 @@ mod tests {
     }
 
     async fn one(folder: &TempDir, port: OutputPort) -> Result<Output, String> {
-        match collect(folder.path(), folder.path(), 1, &[port], &Echo).await {
+        match collect(folder.path(), folder.path(), 1, &[port], MOST, &Echo).await {
             Ok(mut outputs) => Ok(outputs.remove("output_1").unwrap()),
             Err(error) => {
                 assert_eq!(
@@ -398,6 +416,24 @@ mod tests {
             let message = refusal(&folder, path).await;
             assert!(message.contains(reason), "{path}: {message}");
         }
+    }
+
+    #[tokio::test]
+    async fn bytes_that_take_no_space_on_disk_count() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, size) in [("a", 1), ("b", MOST)] {
+            fs::File::create(folder.path().join(name)).unwrap().set_len(size).unwrap();
+        }
+        let one =
+            |key: &str, path: &str| OutputPort { key: key.to_owned(), ..port(Some(path), None) };
+        let ports = [one("output_1", "a"), one("output_2", "b")];
+        let both = collect(folder.path(), folder.path(), 1, &ports, MOST, &Echo).await;
+        let error = both.unwrap_err();
+        assert_eq!((error.kind, error.port.as_deref()), (FailureKind::Disk, Some("output_2")));
+        assert_eq!(
+            error.message,
+            "output `output_2`: `b` has 1048576 bytes, the outputs before it 1; the limit of a job is 1048576"
+        );
     }
 
     #[tokio::test]

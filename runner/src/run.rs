@@ -1,6 +1,12 @@
 //! One task from its first byte to its last: stage in, container, stage out; what is left is cleaned up when the outcome is safe.
 
-use std::{collections::BTreeMap, path::Path, pin::pin, sync::OnceLock, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    pin::pin,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant},
+};
 
 use futures_util::TryStreamExt;
 use rustix::process::geteuid;
@@ -33,6 +39,9 @@ const STAGED: u8 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
+/// One that is away again sooner than this after it was waited for had not come back: it may answer, and do nothing else.
+const BACK: Duration = Duration::from_secs(10);
+
 /// A container that an earlier run of the same task has started, and did not live to see the end of.
 #[derive(Debug)]
 pub struct Adopted {
@@ -56,7 +65,7 @@ pub async fn run(
     stop: &CancellationToken,
     adopted: Option<Adopted>,
 ) -> Outcome {
-    let run = Run { engine, task, report: Reporter::new(events), stop };
+    let run = Run::new(engine, task, events, stop);
     let folders = Folders::of(work, task.job_id);
     // All phases together are a large future.
     match Box::pin(run.whole(&folders, artifacts, adopted)).await {
@@ -95,6 +104,7 @@ pub async fn clean_up(engine: &Docker, work: &Path, job_id: Uuid) -> Result<(), 
             Err(error) => return Err(error.into()),
         };
         engine.stop(&name, Duration::ZERO).await?;
+        engine.remove(&folders.helper()).await?;
         let removed = folders.remove(engine, image.as_deref()).await;
         if !matches!(removed, Err(CleanUpError::Engine(EngineError::Away { .. }))) {
             engine.remove(&name).await?;
@@ -171,9 +181,20 @@ struct Run<'a> {
     task: &'a Task,
     report: Reporter<'a>,
     stop: &'a CancellationToken,
+    /// When the engine was waited for last, and the last pause of that.
+    waited: Mutex<Option<(Instant, Duration)>>,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    fn new(
+        engine: &'a Docker,
+        task: &'a Task,
+        events: &'a Sender<Event>,
+        stop: &'a CancellationToken,
+    ) -> Self {
+        Self { engine, task, report: Reporter::new(events), stop, waited: Mutex::new(None) }
+    }
+
     async fn whole(
         &self,
         folders: &Folders,
@@ -241,25 +262,26 @@ impl Run<'_> {
     async fn pull(&self) -> Result<Image, Halt> {
         if let Some(digest) = &self.task.image_digest {
             self.report.info(format!("pulling {digest}")).await;
-            let pull = async {
+            let pull = self.insist(|| async {
                 let mut lines = pin!(self.engine.pull(digest));
                 while let Some(line) = lines.try_next().await? {
                     self.report.info(line).await;
                 }
                 Ok(())
-            };
+            });
             self.or_stop(within(self.task.limits.pull, pull)).await?;
         }
         // What was published under the digest may be for another kind of machine.
-        match (self.engine.image(self.image()).await, &self.task.image_id) {
-            (Err(EngineError::NoImage(_)), Some(id)) => {
+        let found = self.insist(|| self.engine.image(self.image())).await;
+        match (found, &self.task.image_id) {
+            (Err(Halt::Failed(TaskError { kind: FailureKind::Image, .. })), Some(id)) => {
                 let name = &self.task.image;
                 let message = format!(
                     "image `{name}` as it was published ({id}) is not in the container engine any more"
                 );
                 Err(TaskError::new(FailureKind::Image, message).into())
             }
-            (found, _) => Ok(found?),
+            (found, _) => found,
         }
     }
 
@@ -300,18 +322,27 @@ impl Run<'_> {
     /// Waits until the engine answers again.
     async fn return_of_engine(&self, error: &EngineError) -> Result<(), Halt> {
         let patience = async {
-            tracing::warn!(job = %self.task.job_id, %error, "waiting for the container engine");
-            self.report.warning(format!("{error}; waiting for the engine")).await;
-            let mut pause = FIRST_PAUSE;
+            let longer = |pause: Duration| (pause * 2).min(LONGEST_PAUSE);
+            let before = self.waited().filter(|(at, _)| at.elapsed() < BACK);
+            let mut pause = before.map_or(FIRST_PAUSE, |(_, pause)| longer(pause));
+            if before.is_none() {
+                tracing::warn!(job = %self.task.job_id, %error, "waiting for the container engine");
+                self.report.warning(format!("{error}; waiting for the engine")).await;
+            }
             while self.engine.ping().await.is_err() {
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pause = longer(pause);
             }
             // One that is about to end still answers.
             tokio::time::sleep(pause).await;
-            Ok(())
+            *self.waited() = Some((Instant::now(), pause));
+            Ok::<_, TaskError>(())
         };
         self.or_stop(patience).await
+    }
+
+    fn waited(&self) -> MutexGuard<'_, Option<(Instant, Duration)>> {
+        self.waited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows the container until it has ended and its outputs are stored, and its log until that has. What it uses is sampled beside
@@ -397,7 +428,8 @@ impl Run<'_> {
         }
         let (outputs, scratch) = (folders.outputs(), folders.scratch());
         let (version, ports) = (self.task.integration_version, &self.task.outputs);
-        self.or_stop(outputs::collect(&outputs, &scratch, version, ports, artifacts)).await
+        let most = self.task.limits.disk_bytes;
+        self.or_stop(outputs::collect(&outputs, &scratch, version, ports, most, artifacts)).await
     }
 
     /// Waits for the end of the container, or brings it about.
@@ -455,12 +487,12 @@ impl Run<'_> {
         if self.stop.is_cancelled() { Err(Halt::Stopped) } else { Ok(()) }
     }
 
-    async fn or_stop<T>(
+    async fn or_stop<T, E: Into<Halt>>(
         &self,
-        work: impl Future<Output = Result<T, TaskError>>,
+        work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, Halt> {
         tokio::select! {
-            done = work => done.map_err(Halt::Failed),
+            done = work => done.map_err(Into::into),
             () = self.stop.cancelled() => Err(Halt::Stopped),
         }
     }
@@ -543,4 +575,66 @@ fn failure(exit: Exit, task: &Task) -> Option<TaskError> {
         _ => "",
     };
     Some(TaskError::new(FailureKind::Exit, format!("the solver exited with code {code}{meaning}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{engine::pretended, inputs::tests::task};
+
+    #[tokio::test]
+    async fn an_engine_that_answers_but_does_nothing_is_warned_of_once() {
+        let mut failures = 0;
+        let engine = pretended(move |request| {
+            if request.contains("_ping") {
+                return (200, b"OK".to_vec());
+            }
+            failures += 1;
+            let away = br#"{"message":"rpc error: code = Unavailable"}"#;
+            if failures > 2 { (200, b"{}".to_vec()) } else { (500, away.to_vec()) }
+        });
+        let (task, stop) = (task(&[]), CancellationToken::new());
+        let (sender, mut events) = mpsc::channel(10);
+        let run = Run::new(&engine, &task, &sender, &stop);
+        assert!(run.insist(|| engine.standing("x")).await.is_ok());
+        let warned = "container engine, inspecting the container: rpc error: code = Unavailable; waiting for the engine";
+        let Ok(Event::Log(line)) = events.try_recv() else { panic!("no warning") };
+        assert!(line.ends_with(warned), "{line}");
+        assert!(events.try_recv().is_err(), "once is enough");
+    }
+
+    #[tokio::test]
+    async fn a_pull_waits_for_an_engine_that_is_away() {
+        let mut seen = Vec::new();
+        let engine = pretended(move |request| {
+            if request.contains("_ping") {
+                return (200, b"OK".to_vec());
+            }
+            let again = seen.contains(&request.to_owned());
+            seen.push(request.to_owned());
+            match (again, request.starts_with("POST")) {
+                (true, true) => (200, br#"{"status":"done"}"#.to_vec()),
+                (true, false) => (200, b"{}".to_vec()),
+                (false, true) => {
+                    (200, br#"{"errorDetail":{"message":"context canceled"}}"#.to_vec())
+                }
+                (false, false) => (500, br#"{"message":"code = Unavailable"}"#.to_vec()),
+            }
+        });
+        let digest = format!("registry.example.org/a@sha256:{}", "0".repeat(64));
+        let task = Task { image: "a".to_owned(), image_digest: Some(digest.clone()), ..task(&[]) };
+        let (sender, mut events) = mpsc::channel(10);
+        let stop = CancellationToken::new();
+        let run = Run::new(&engine, &task, &sender, &stop);
+        assert!(run.pull().await.is_ok());
+        let mut texts = Vec::new();
+        while let Ok(Event::Log(line)) = events.try_recv() {
+            texts.push(line.split_once("solverd").unwrap().1.to_owned());
+        }
+        let warned =
+            ": container engine, pulling the image: context canceled; waiting for the engine";
+        assert_eq!(texts, [format!("] pulling {digest}"), warned.to_owned(), "] done".to_owned()]);
+    }
 }

@@ -81,7 +81,8 @@ pub struct Limits {
     pub silence: Duration,
     /// Between SIGTERM and SIGKILL, whatever it is that ends the container; the engine knows whole seconds only.
     pub grace: Duration,
-    /// Bytes of the log that are kept, timestamps included: of a longer one the beginning and the end.
+    /// Bytes of the log that are kept, timestamps included: of a longer one the beginning and the end. Of a solver of integration version
+    /// 0 as many of its log file as well.
     pub log_bytes: u64,
     /// Bytes on disk: of its inputs, outputs and logs, and whatever else the container writes, all together.
     pub disk_bytes: u64,

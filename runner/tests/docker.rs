@@ -191,7 +191,7 @@ impl Bench {
         let label = format!("{JOB_LABEL}={}", task.job_id);
         let found = self.engine.list(&label).await.unwrap();
         let bytes: usize = texts(events).iter().map(|text| text.len() + 32).sum();
-        let mut recorded = Recorded::new(bytes as u64);
+        let mut recorded = Recorded::new(bytes as u64, task.integration_version);
         for event in events.iter().rev() {
             if let Event::Log(line) = event
                 && !recorded.take(line)

@@ -135,17 +135,25 @@ impl Dispatcher {
     ) -> store::Result<(Release, Option<Adopted>, task::Prepared)> {
         let release = self.release(&claimed.job).await?;
         let task = self.task(&release, &claimed.job, container.is_some()).await?;
-        let adopted = match container {
-            Some(container) => Some(Adopted { container, recorded: self.recorded(claimed).await? }),
-            None => None,
+        let adopted = match (container, &task) {
+            (Some(container), Ok((task, _))) => {
+                let recorded = self.recorded(claimed, task.integration_version).await?;
+                Some(Adopted { container, recorded })
+            }
+            _ => None,
         };
         Ok((release, adopted, task))
     }
 
     /// How far the log of a job was written down.
-    async fn recorded(&self, claimed: &Claimed) -> store::Result<Recorded> {
+    async fn recorded(
+        &self,
+        claimed: &Claimed,
+        integration_version: u64,
+    ) -> store::Result<Recorded> {
         let bytes = self.0.db.job_log_bytes(claimed.job.id).await?;
-        let mut recorded = Recorded::new(u64::try_from(bytes).unwrap_or_default());
+        let bytes = u64::try_from(bytes).unwrap_or_default();
+        let mut recorded = Recorded::new(bytes, integration_version);
         let mut before = i32::MAX;
         loop {
             let chunks = self.0.db.job_log_before(claimed.job.id, before, CHUNKS).await?;

@@ -37,7 +37,7 @@ use super::{
     Traces, registry,
 };
 use crate::{
-    logs::{Lines, Piece, Source},
+    logs::{Lines, Piece, Source, printable},
     remove::remove,
     task::Resources,
 };
@@ -68,11 +68,16 @@ const READ_ONLY: [&str; 8] = [
     "/etc/resolv.conf",
 ];
 
+/// How a frame of a log begins that holds an error of the engine; its length is next.
+const ENGINES_OWN: &[u8] = &[3, 0, 0, 0];
+
 /// Characters of what the engine says of an error.
 const LONGEST_REASON: usize = 1000;
 
 /// Exit code after SIGKILL.
 const KILLED: i64 = 137;
+
+const PULLING: &str = "pulling the image";
 
 /// How often a pull tells of the bytes that come in.
 const PULL_NEWS: Duration = Duration::from_secs(5);
@@ -113,10 +118,17 @@ impl Docker {
         &self,
         image: &str,
     ) -> impl Stream<Item = Result<String, EngineError>> + Send + use<> {
-        let (engine, image) = (self.0.clone(), image.to_owned());
+        // A registry may be silent for long before its first word; how long is not for the client to say.
+        let (engine, image) = (self.0.clone().with_timeout(Duration::MAX), image.to_owned());
         let failed = {
             let image = image.clone();
-            move |reason: String| EngineError::Pull { image: image.clone(), reason }
+            move |reason: String| {
+                if is_ending(&reason) {
+                    EngineError::Away { doing: PULLING, reason }
+                } else {
+                    EngineError::Pull { image: image.clone(), reason }
+                }
+            }
         };
         let looking = {
             let image = image.clone();
@@ -138,7 +150,7 @@ impl Docker {
                             Some(Err(failed(message)))
                         }
                         Err(Error::DockerStreamError { error }) => Some(Err(failed(error))),
-                        Err(error) => Some(Err(during("pulling the image")(error))),
+                        Err(error) => Some(Err(during(PULLING)(error))),
                     })
                 });
             Ok(lines)
@@ -264,27 +276,33 @@ impl Docker {
         self.0.start_container(id, None).await.map_err(during("starting the container"))
     }
 
-    /// The log of a started container, from the first line or from where `lines` stands, at most its `last` lines. Follows while
+    /// The log of a started container, from the first line or from where `lines` stands, at most its `last` lines. May `follow` while
     /// the container runs; before the start the engine would not follow, but end at once. What has no newline yet stays in `lines`.
     pub(crate) fn logs<'a>(
         &self,
         id: &str,
         lines: &'a mut Lines,
         last: Option<u64>,
+        follow: bool,
     ) -> impl Stream<Item = Result<Piece, EngineError>> + Send + use<'a> {
         let since = i32::try_from(lines.resume()).unwrap_or_default();
         let last = last.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
-        let options = LogsOptionsBuilder::default().follow(true).stdout(true).stderr(true);
+        let options = LogsOptionsBuilder::default().follow(follow).stdout(true).stderr(true);
         let options = options.timestamps(true).since(since).tail(&last).build();
         self.0.logs(id, Some(options)).filter_map(move |frame| {
+            const DOING: &str = "reading the log";
             ready(match frame {
                 Ok(LogOutput::StdErr { message }) => lines.push(Source::Stderr, &message).map(Ok),
-                Ok(
-                    LogOutput::StdOut { message }
-                    | LogOutput::StdIn { message }
-                    | LogOutput::Console { message },
-                ) => lines.push(Source::Stdout, &message).map(Ok),
-                Err(error) => Some(Err(during("reading the log")(error))),
+                Ok(LogOutput::StdOut { message } | LogOutput::StdIn { message }) => {
+                    lines.push(Source::Stdout, &message).map(Ok)
+                }
+                // No container of ours has a terminal: these are the engine's own words, header included, or what was left of a frame.
+                Ok(LogOutput::Console { message }) => {
+                    let words = message.strip_prefix(ENGINES_OWN).and_then(|rest| rest.get(4..));
+                    let reason = printable(words.unwrap_or(b"it broke off within a frame"));
+                    Some(Err(EngineError::Failed { doing: DOING, reason: shortened(reason) }))
+                }
+                Err(error) => Some(Err(during(DOING)(error))),
             })
         })
     }
@@ -516,6 +534,10 @@ const ENDING: [&str; 6] = [
     "containerd.sock",
 ];
 
+fn is_ending(reason: &str) -> bool {
+    ENDING.iter().any(|words| reason.contains(words))
+}
+
 fn during(doing: &'static str) -> impl Fn(Error) -> EngineError {
     move |error| {
         if let Error::DockerResponseServerError { status_code, message } = error {
@@ -523,7 +545,7 @@ fn during(doing: &'static str) -> impl Fn(Error) -> EngineError {
             let reason = shortened(message);
             return if status_code == 404 {
                 EngineError::NoContainer(doing)
-            } else if status_code >= 500 && ENDING.iter().any(|words| reason.contains(words)) {
+            } else if status_code >= 500 && is_ending(&reason) {
                 EngineError::Away { doing, reason }
             } else {
                 EngineError::Failed { doing, reason }
@@ -620,5 +642,65 @@ fn unless_gone(result: Result<(), Error>, doing: &'static str) -> Result<(), Eng
     match result {
         Err(error) if status(&error) != Some(404) => Err(during(doing)(error)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::{
+        io::{BufRead, BufReader, Write},
+        os::unix::net::UnixListener,
+        thread,
+    };
+
+    use super::*;
+
+    /// An engine that answers what it is told to, with a status and a body, by the first line of the request.
+    pub(crate) fn pretended(
+        mut answer: impl FnMut(&str) -> (u16, Vec<u8>) + Send + 'static,
+    ) -> Docker {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let path = path.to_str().unwrap();
+        let client =
+            bollard::Docker::connect_with_unix(path, 120, bollard::API_DEFAULT_VERSION).unwrap();
+        thread::spawn(move || {
+            let _folder = folder;
+            for stream in listener.incoming() {
+                let mut stream = BufReader::new(stream.unwrap());
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") && stream.read_line(&mut head).unwrap() > 0 {}
+                let (status, body) = answer(head.lines().next().unwrap_or_default());
+                let head = format!("HTTP/1.1 {status} x\r\nConnection: close\r\n\r\n");
+                // Whoever asked may have gone.
+                let _ = stream.get_mut().write_all(&[head.into_bytes(), body].concat());
+            }
+        });
+        Docker(client)
+    }
+
+    /// A frame of a log.
+    fn frame(kind: u8, text: &str) -> Vec<u8> {
+        let length = u32::try_from(text.len()).unwrap().to_be_bytes();
+        [&[kind, 0, 0, 0], &length[..], text.as_bytes()].concat()
+    }
+
+    #[tokio::test]
+    async fn an_error_of_the_engine_is_no_line_of_the_solver() {
+        let line = "2026-01-01T10:00:01.000000000Z one";
+        let engine = pretended(move |_| {
+            let error = frame(3, "Error grabbing logs: invalid character\n");
+            (200, [frame(1, &format!("{line}\n")), error].concat())
+        });
+        let mut lines = Lines::default();
+        let read: Vec<_> = engine.logs("x", &mut lines, None, true).collect().await;
+        let [Ok(piece), Err(error)] = &read[..] else { panic!("{read:?}") };
+        assert_eq!(piece.line.as_deref(), Some(line));
+        assert_eq!(
+            error.to_string(),
+            "container engine, reading the log: Error grabbing logs: invalid character"
+        );
+        assert_eq!(lines.resume(), 1_767_261_601);
     }
 }

@@ -1,5 +1,10 @@
 //! What Docker's own command line knows of registries: which one an image is in, and who we are there.
 
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
 use bollard::auth::DockerCredentials;
 use docker_credential::{CredentialRetrievalError, DockerCredential, get_credential};
 
@@ -9,6 +14,7 @@ const PUBLIC: &str = "https://index.docker.io/v1/";
 /// The registry of an image reference. The first part of a name is one if it could not be a folder (`distribution/reference`).
 fn registry(image: &str) -> &str {
     match image.split_once('/') {
+        Some(("docker.io" | "index.docker.io", _)) => PUBLIC,
         Some((first, _)) if first == "localhost" || first.contains(['.', ':']) => first,
         _ => PUBLIC,
     }
@@ -33,15 +39,27 @@ pub(super) fn credentials(image: &str) -> Result<Option<DockerCredentials>, Stri
         Ok(DockerCredential::IdentityToken(token)) => {
             DockerCredentials { identitytoken: Some(token), ..DockerCredentials::default() }
         }
-        // A configuration that is not there is said to be unreadable.
+        Err(CredentialRetrievalError::ConfigReadError) => {
+            // One that is not there is said to be unreadable, too.
+            if let Some(path) = configuration().filter(|path| path.exists()) {
+                tracing::warn!(path = %path.display(), "Docker's configuration cannot be read; images are pulled without credentials");
+            }
+            return Ok(None);
+        }
         Err(
             CredentialRetrievalError::ConfigNotFound
-            | CredentialRetrievalError::ConfigReadError
             | CredentialRetrievalError::NoCredentialConfigured,
         ) => return Ok(None),
         Err(error) => return Err(format!("the credentials for {registry}: {error}")),
     };
     Ok(Some(DockerCredentials { serveraddress: Some(registry.to_owned()), ..found }))
+}
+
+/// Where that is.
+fn configuration() -> Option<PathBuf> {
+    let home = || env::var_os("HOME").map(|home| Path::new(&home).join(".docker"));
+    let folder = env::var_os("DOCKER_CONFIG").map(PathBuf::from).or_else(home);
+    folder.map(|folder| folder.join("config.json"))
 }
 
 #[cfg(test)]
@@ -53,6 +71,8 @@ mod tests {
         for (image, expected) in [
             ("busybox", PUBLIC),
             ("simcore/services/comp/itis/sleeper:2.1.6", PUBLIC),
+            ("docker.io/acme/x", PUBLIC),
+            ("index.docker.io/acme/x", PUBLIC),
             ("registry.example.org/a/b:1", "registry.example.org"),
             ("127.0.0.1:5000/a@sha256:00", "127.0.0.1:5000"),
             ("localhost/a", "localhost"),

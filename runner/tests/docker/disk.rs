@@ -240,8 +240,12 @@ fn a_service_that_is_not_root_removes_what_root_made() {
 
 #[test]
 fn a_service_that_is_not_root_measures_what_it_may_not_see() {
-    let folder = tempfile::tempdir().unwrap();
-    let printed = as_nobody(&bomb("/anywhere"), folder.path());
+    let (folder, task) = (tempfile::tempdir().unwrap(), bomb("/anywhere"));
+    LazyLock::force(&IMPORTED);
+    // Of a life that was cut short while it removed the job: it must go as well.
+    let helper = format!("solverd-chown-{}", task.job_id);
+    command("docker", &["create", "--name", &helper, IMAGE, "/bin/true"]);
+    let printed = as_nobody(&task, folder.path());
     let outcome: Outcome = serde_json::from_str(printed.lines().last().unwrap()).unwrap();
     let Outcome::Failed(error) = outcome else { panic!("{printed}") };
     assert_eq!(error.kind, FailureKind::Disk, "{printed}");
