@@ -190,7 +190,7 @@ impl Dispatcher {
             closing: CancellationToken::new(),
         }));
         // Before the first look at its jobs: from now on nobody takes them.
-        dispatcher.look_after_instances().await?;
+        dispatcher.be_seen().await?;
         dispatcher.pick_up().await?;
         dispatcher.sweep().await?;
         Ok(dispatcher)
@@ -228,7 +228,6 @@ impl Dispatcher {
     /// was deleted.
     pub async fn step(&self) -> Result<()> {
         let inner = &self.0;
-        // First of all: what else may fail does not make others take this service for gone.
         self.look_after_instances().await?;
         self.deliver_callbacks().await?;
         for id in inner.db.jobs_leased_to_stop(&inner.lease).await? {
@@ -252,18 +251,18 @@ impl Dispatcher {
             self.claim(&job, fate).await?;
         }
         self.admit().await?;
-        loop {
-            let gone = inner.db.jobs_to_remove(BATCH).await?;
-            if gone.is_empty() {
-                return Ok(());
-            }
-            for id in gone {
-                // Row first, content second: a crash between leaves an object that nobody sees, never a file without content.
-                let files = inner.db.job_remove(id).await?;
-                let keys = files.into_iter().map(File::object_key).chain([Job::log_object_key(id)]);
-                self.delete_objects(keys.collect());
-            }
+        let gone = inner.db.jobs_to_remove(BATCH).await?;
+        if !gone.is_empty() {
+            // What is left goes in the next step: nothing else has to wait for it.
+            inner.wake.notify();
         }
+        for id in gone {
+            // Row first, content second: a crash between leaves an object that nobody sees, never a file without content.
+            let files = inner.db.job_remove(id).await?;
+            let keys = files.into_iter().map(File::object_key).chain([Job::log_object_key(id)]);
+            self.delete_objects(keys.collect());
+        }
+        Ok(())
     }
 
     /// Starts what there is room for, in a fair order, and says of the others why they wait.

@@ -19,10 +19,11 @@ use crate::{
         solver::{Body, Release},
         time::now,
     },
+    report::chain,
     store::{self, Instance},
 };
 
-/// Between two looks at least; there are many steps in a second when much happens.
+/// Between two signs of this service, and between two looks at the others at least: there are many steps in a second when much happens.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// For how long each of the others has been silent, as seen from here.
@@ -49,7 +50,21 @@ impl Watch {
 }
 
 impl Dispatcher {
-    /// Says that this service is there, and looks for those that are not; both only every few seconds.
+    /// Says that this service is there, from now on again and again: however long a step takes, nobody takes it for gone.
+    pub(super) async fn be_seen(&self) -> Result<()> {
+        self.0.db.instance_seen(&self.0.lease, now()).await?;
+        let inner = self.0.clone();
+        self.0.tasks.spawn(async move {
+            while inner.closing.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_some() {
+                if let Err(error) = inner.db.instance_seen(&inner.lease, now()).await {
+                    tracing::error!(error = chain(&error), "others may take this service for gone");
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Looks for services that are gone, every few seconds.
     pub(super) async fn look_after_instances(&self) -> Result<()> {
         let inner = &self.0;
         let mut watch = inner.watch.lock().await;
@@ -57,7 +72,6 @@ impl Dispatcher {
         if after < PAUSE {
             return Ok(());
         }
-        inner.db.instance_seen(&inner.lease, now()).await?;
         let others = inner.db.instances_holding(&inner.lease, now()).await?;
         watch.looked = Some(Instant::now());
         for gone in watch.look(others, after, inner.instance_timeout) {

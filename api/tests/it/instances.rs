@@ -29,6 +29,7 @@ const FOREVER: i64 = 300;
 on_both! {
     a_job_is_not_taken_from_who_is_there,
     jobs_of_a_service_that_is_gone_end,
+    who_is_there_says_so_without_steps,
 }
 
 fn lost() -> Transition {
@@ -138,6 +139,17 @@ async fn jobs_of_a_service_that_is_gone_end(db: Db) {
     assert_illegal(db.job_finish(&runs, Transition::Abort { log: None }, now()).await);
     assert_illegal(db.job_start(&waits, Some("container"), now()).await);
     assert_eq!(log(&db, runs.job.id).await, before);
+    stepper.stop().await;
+}
+
+async fn who_is_there_says_so_without_steps(db: Db) {
+    let owner = ready(&db).await;
+    let stepper = Stepper::start(&db, Duration::MAX).await;
+    claimed(&db, owner, &stepper.lease.instance).await;
+    let seen = async || db.instances_holding(&lease("other"), now()).await.unwrap();
+    let first = seen().await;
+    wait_until("another sign", seen, |seen| *seen != first).await;
+    stepper.settle().await;
     stepper.stop().await;
 }
 
