@@ -28,7 +28,7 @@ use solverd_runner::{
     engine::{Docker, EngineError, Standing},
     task::{FailureKind, Limits},
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use logs::LogZips;
@@ -57,6 +57,10 @@ const INSTANCE_LABEL: &str = "solverd.instance";
 
 /// How often the dispatcher looks although nobody has called: the command line and other services cannot wake it.
 const AT_LATEST: Duration = Duration::from_secs(5);
+
+/// How long a step may take: an answer that the database or the engine still owed when its machine vanished never comes. What was cut off
+/// is picked up by the next step.
+const LONGEST_STEP: Duration = Duration::from_mins(1);
 
 /// How many rows of the queue are looked at in one step.
 const BATCH: i64 = 200;
@@ -210,7 +214,10 @@ impl Dispatcher {
     pub async fn run(&self, shutdown: CancellationToken) {
         while !shutdown.is_cancelled() {
             // A call that comes during the step is kept by `Notify` and answered by the next one.
-            if let Err(error) = self.step().await {
+            let step = timeout(LONGEST_STEP, Box::pin(self.step()));
+            let Some(done) = shutdown.run_until_cancelled(step).await else { break };
+            let cut = |_| Err(Error::Machine(format!("a step was cut off after {LONGEST_STEP:?}")));
+            if let Err(error) = done.unwrap_or_else(cut) {
                 tracing::error!(error = chain(&error), "the dispatcher will try again");
             }
             tokio::select! {

@@ -240,7 +240,7 @@ impl Dispatcher {
     ) -> store::Result<T> {
         let mut pause = FIRST_PAUSE;
         loop {
-            match attempt().await {
+            match store::in_time(attempt()).await {
                 Err(error) if error.is_transient() && !self.0.closing.is_cancelled() => {
                     tracing::warn!(error = chain(&error), "will be tried again");
                     tokio::select! {

@@ -55,11 +55,19 @@ impl Dispatcher {
         self.0.db.instance_seen(&self.0.lease, now()).await?;
         let inner = self.0.clone();
         self.0.tasks.spawn(async move {
-            while inner.closing.run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_some() {
-                if let Err(error) = inner.db.instance_seen(&inner.lease, now()).await {
-                    tracing::error!(error = chain(&error), "others may take this service for gone");
+            let seen = async {
+                loop {
+                    tokio::time::sleep(PAUSE).await;
+                    let seen = inner.db.instance_seen(&inner.lease, now());
+                    if let Err(error) = store::in_time(seen).await {
+                        tracing::error!(
+                            error = chain(&error),
+                            "others may take this service for gone"
+                        );
+                    }
                 }
-            }
+            };
+            inner.closing.run_until_cancelled(seen).await;
         });
         Ok(())
     }
