@@ -235,7 +235,9 @@ impl Dispatcher {
     /// was deleted.
     pub async fn step(&self) -> Result<()> {
         let inner = &self.0;
-        self.look_after_instances().await?;
+        if let Err(error) = self.look_after_instances().await {
+            tracing::error!(error = chain(&error), "other services were not looked for");
+        }
         self.deliver_callbacks().await?;
         for id in inner.db.jobs_leased_to_stop(&inner.lease).await? {
             if let Some(slot) = inner.slots().get(&id) {

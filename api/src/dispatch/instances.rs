@@ -83,45 +83,47 @@ impl Dispatcher {
         let others = inner.db.instances_holding(&inner.lease, now()).await?;
         watch.looked = Some(Instant::now());
         for gone in watch.look(others, after, inner.instance_timeout) {
-            self.see_to_jobs_of(&gone).await?;
+            for job in inner.db.jobs_leased(&Lease { instance: gone.name.clone() }).await? {
+                // One job that cannot be ended must not keep the others, nor the step.
+                if let Err(error) = self.see_to_job_of(&gone, &job).await {
+                    tracing::error!(job = %job.id, error = chain(&error), "a job of a service that is gone stays as it is");
+                }
+            }
         }
         Ok(())
     }
 
-    async fn see_to_jobs_of(&self, gone: &Instance) -> Result<()> {
+    async fn see_to_job_of(&self, gone: &Instance, job: &Job) -> store::Result<()> {
         let inner = &self.0;
         let Instance { name, seen_at } = gone;
         let seen_at = seen_at.to_rfc3339_opts(SecondsFormat::Secs, true);
         let silence = format!("not seen since {seen_at}");
-        for job in inner.db.jobs_leased(&Lease { instance: name.clone() }).await? {
-            let id = job.id;
-            let steps = match self.release(&job).await {
-                Ok(Release { body, .. }) => matches!(body, Body::Steps(_)),
-                Err(error) if error.is_transient() => return Err(error.into()),
-                Err(_) => false,
-            };
-            tracing::warn!(job = %id, instance = name, seen_at, "the service that ran the job is gone");
-            if steps {
-                let line = format!(
-                    "[solverd] instance {name}, which followed the steps, was {silence}; instance {} goes on",
-                    inner.lease.instance
-                );
-                inner.db.job_take_over(id, gone, &inner.lease, &(log_line(&line) + "\n")).await?;
-                continue;
-            }
-            let message = format!(
-                "instance {name} of solverd, which ran the job, was {silence}; start a new job"
+        let id = job.id;
+        let steps = match self.release(job).await {
+            Ok(Release { body, .. }) => matches!(body, Body::Steps(_)),
+            Err(error) if error.is_transient() => return Err(error),
+            Err(_) => false,
+        };
+        tracing::warn!(job = %id, instance = name, seen_at, "the service that ran the job is gone");
+        if steps {
+            let line = format!(
+                "[solverd] instance {name}, which followed the steps, was {silence}; instance {} goes on",
+                inner.lease.instance
             );
-            let line = log_line(&format!("[ERROR] solverd: {message}")) + "\n";
-            let ending = if job.stop_requested_at.is_some() {
-                Transition::Abort { log: None }
-            } else {
-                let error = job_error(&job, TaskError::new(FailureKind::Lost, message));
-                Transition::Fail { error, log: None }
-            };
-            inner.db.job_lose(id, gone, ending, &line, now()).await?;
+            let line = log_line(&line) + "\n";
+            return inner.db.job_take_over(id, gone, &inner.lease, &line).await.map(drop);
         }
-        Ok(())
+        let message = format!(
+            "instance {name} of solverd, which ran the job, was {silence}; start a new job"
+        );
+        let line = log_line(&format!("[ERROR] solverd: {message}")) + "\n";
+        let ending = if job.stop_requested_at.is_some() {
+            Transition::Abort { log: None }
+        } else {
+            let error = job_error(job, TaskError::new(FailureKind::Lost, message));
+            Transition::Fail { error, log: None }
+        };
+        inner.db.job_lose(id, gone, ending, &line, now()).await.map(drop)
     }
 
     /// Deletes the output files of a job that has ended without them, because another service had taken its lease.

@@ -14,6 +14,7 @@ use solverd::{
     objects::{Location, Objects, Secret},
     store::{Db, Instance},
 };
+use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::{
     dispatch::Stepper,
@@ -151,6 +152,33 @@ async fn who_is_there_says_so_without_steps(db: Db) {
     wait_until("another sign", seen, |seen| *seen != first).await;
     stepper.settle().await;
     stepper.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_cannot_be_ended_keeps_neither_others_nor_the_step() {
+    let fresh = Fresh::sqlite();
+    let url = fresh.url.clone();
+    Box::pin(fresh.run(async |db| {
+        let owner = ready(&db).await;
+        let stuck = started(&db, owner, "gone").await;
+        let other = started(&db, owner, "gone").await;
+        let mut connection = SqliteConnection::connect(&url).await.unwrap();
+        let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON job_logs \
+                      WHEN NEW.job_id = (SELECT min(id) FROM jobs) BEGIN SELECT RAISE(ABORT, 'stuck'); END";
+        connection.execute(refuse).await.unwrap();
+        connection.close().await.unwrap();
+        let stepper = Stepper::start(&db, Duration::ZERO).await;
+        let states = async || {
+            stepper.dispatcher.step().await.unwrap();
+            let state = async |id| db.job_get(id, owner).await.unwrap().state;
+            (state(stuck.job.id).await, state(other.job.id).await)
+        };
+        let wanted = (JobState::Started, JobState::Failed);
+        wait_until("the other to end", states, |seen| *seen == wanted).await;
+        stepper.settle().await;
+        stepper.stop().await;
+    }))
+    .await;
 }
 
 /// Takes a job from the service that is at work for it, as another one would that takes it for gone.
