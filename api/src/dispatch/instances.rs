@@ -14,6 +14,7 @@ use solverd_runner::task::{FailureKind, TaskError};
 use super::{AT_LATEST, Dispatcher, Result, finish::job_error, logs::log_line};
 use crate::{
     domain::{
+        file::File,
         id::{FileId, JobId},
         job::{Job, JobState, Lease, Transition},
         solver::{Body, Release},
@@ -134,7 +135,12 @@ impl Dispatcher {
     ) -> store::Result<()> {
         match self.persist(|| self.0.db.job_get(job.id, job.owner)).await {
             Ok(job) if job.state == JobState::Success => {}
-            Ok(_) | Err(store::Error::NotFound { .. }) => self.delete_files(outputs),
+            Ok(_) => self.delete_files(outputs),
+            // What was stored after it was removed has nobody else to see to it.
+            Err(store::Error::NotFound { .. }) => {
+                let keys = outputs.into_iter().map(File::object_key);
+                self.delete_objects(keys.chain([Job::log_object_key(job.id)]).collect());
+            }
             Err(error) => return Err(error),
         }
         Ok(())

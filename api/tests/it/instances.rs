@@ -210,7 +210,8 @@ async fn who_was_only_cut_off_lets_go_of_its_jobs() {
     let release = app.publish(sleeper().await).await;
     let long = app.start_job(&release, json!({"input_2": FOREVER})).await;
     let short = app.start_job(&release, json!({"input_2": 1})).await;
-    for job in [&long, &short] {
+    let deleted = app.start_job(&release, json!({"input_2": FOREVER})).await;
+    for job in [&long, &short, &deleted] {
         app.wait_for(job, &["STARTED"]).await;
     }
 
@@ -218,6 +219,8 @@ async fn who_was_only_cut_off_lets_go_of_its_jobs() {
     take(&db, &app, id_of(&whole), Some(&lease("other"))).await;
     take(&db, &app, id_of(&short), None).await;
     take(&db, &app, id_of(&long), None).await;
+    take(&db, &app, id_of(&deleted), None).await;
+    assert_eq!(app.delete(&deleted).await.status, 204);
     let at_work = async || (containers(app.data()).await.len(), folders_of_jobs(app.data()).len());
     wait_until("all but the step to be cleared away", at_work, |seen| *seen == (1, 1)).await;
     for job in [&long, &short] {
@@ -249,8 +252,11 @@ async fn who_was_only_cut_off_lets_go_of_its_jobs() {
     .unwrap();
     let output = FileId::of_output(id_of(&short), "output_1");
     let key = solverd::domain::file::File::object_key(output);
-    let stored = async || objects.stat(&key).await.unwrap().is_some();
-    wait_until("the output to go", stored, |stored| !stored).await;
+    let log = Job::log_object_key(id_of(&deleted));
+    for key in [key, log] {
+        let stored = async || objects.stat(&key).await.unwrap().is_some();
+        wait_until("what was stored to go", stored, |stored| !stored).await;
+    }
 
     db.job_request_stop(step.id, owner, now()).await.unwrap();
     wait_until("the step to stop", at_work, |seen| *seen == (0, 0)).await;
