@@ -28,7 +28,10 @@ use solverd_runner::{
     engine::{Docker, EngineError, Standing},
     task::{FailureKind, Limits},
 };
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use logs::LogZips;
@@ -61,6 +64,12 @@ const AT_LATEST: Duration = Duration::from_secs(5);
 /// How long a step may take: an answer that the database or the engine still owed when its machine vanished never comes. What was cut off
 /// is picked up by the next step.
 const LONGEST_STEP: Duration = Duration::from_mins(1);
+
+/// How many tasks delete objects at the same time.
+const DELETIONS: usize = 8;
+
+/// How long a shutdown waits for them.
+const DELETE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How many rows of the queue are looked at in one step.
 const BATCH: i64 = 200;
@@ -121,6 +130,7 @@ struct Inner {
     /// Held by whoever admits jobs, and starting one takes a while.
     memory: tokio::sync::Mutex<Memory>,
     sweep: uploads::Sweep,
+    deletions: Semaphore,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -190,6 +200,7 @@ impl Dispatcher {
             slots: Mutex::default(),
             memory: tokio::sync::Mutex::default(),
             sweep: uploads::Sweep::default(),
+            deletions: Semaphore::new(DELETIONS),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }));
@@ -471,12 +482,25 @@ impl Dispatcher {
         self.0.db.release_get(&job.solver_key, &version).await
     }
 
-    /// Deletes objects that no row names any more, beside everything else.
+    /// Deletes objects that no row names any more, beside everything else. What a shutdown does not wait for stays for good: nobody can
+    /// reach it, and nothing looks for it again.
     fn delete_objects(&self, keys: Vec<String>) {
         let inner = self.0.clone();
         self.0.tasks.spawn(async move {
-            for key in keys {
-                inner.objects.forget(&key, None).await;
+            let mut left = keys.iter();
+            let deleting = async {
+                let _place = inner.deletions.acquire().await;
+                for key in left.by_ref() {
+                    inner.objects.forget(key, None).await;
+                }
+            };
+            let late = async {
+                inner.closing.cancelled().await;
+                tokio::time::sleep(DELETE_WITHIN).await;
+            };
+            tokio::select! {
+                () = deleting => {}
+                () = late => tracing::warn!(objects = left.len() + 1, "objects that nobody needs stay behind"),
             }
         });
     }
