@@ -320,10 +320,11 @@ impl Dispatcher {
                 }
                 Verdict::Wait(wait) => {
                     // Not again and again: each of several services on one database has reasons of its own.
-                    if !told.get(&job.id).is_some_and(|told| told.is_like(&wait)) {
-                        self.tell_waiting(&job, &wait).await?;
+                    let mut causes = told.get(&job.id).cloned().unwrap_or_default();
+                    if let Some(first) = causes.news(wait) {
+                        self.tell_waiting(&job, &wait, first).await?;
                     }
-                    waiting.insert(job.id, wait);
+                    waiting.insert(job.id, causes);
                     continue;
                 }
             }
@@ -335,15 +336,16 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Says why a job waits, in its status and in its log.
-    async fn tell_waiting(&self, job: &Job, wait: &Wait) -> Result<()> {
+    /// Says why a job waits, in its status and, the first time, in its log: causes may alternate for as long as it waits.
+    async fn tell_waiting(&self, job: &Job, wait: &Wait, first: bool) -> Result<()> {
         let reason = wait.to_string();
         if job.waiting.as_ref() == Some(&reason) {
             return Ok(());
         }
         let figures = wait.figures().map(|figures| format!(" ({figures})")).unwrap_or_default();
         let line = log_line(&format!("[solverd] waiting: {reason}{figures}")) + "\n";
-        Ok(self.0.db.job_wait(job.id, &reason, &line, now()).await?)
+        let line = first.then_some(&*line);
+        Ok(self.0.db.job_wait(job.id, &reason, line, now()).await?)
     }
 
     /// Takes a queued job that is not to run here, if nobody was faster, and lets a task of its own bring it to its end.
