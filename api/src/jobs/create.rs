@@ -129,9 +129,13 @@ pub(crate) async fn create(
     }
     let asked = inputs.asked();
     let JobInputs { values, callback, .. } = inputs;
-    let callback = callback.map(|it| it.checked(rules.private_callbacks)).transpose()?;
     let release = db.release_get(&path.solver_key, &path.version).await?;
     let mut wrong = rules.misfits(&release, asked, db).await?;
+    let callback = callback.map(|it| it.checked(rules.private_callbacks)).transpose();
+    let callback = callback.unwrap_or_else(|errors| {
+        wrong.extend(errors);
+        None
+    });
     let files = rules.of(&release)?.check(&values).unwrap_or_else(|problems| {
         wrong.extend(problems.into_iter().map(|problem| FieldError {
             kind: "value_error",
@@ -142,9 +146,6 @@ pub(crate) async fn create(
         }));
         BTreeMap::new()
     });
-    if !wrong.is_empty() {
-        return Err(wrong.into());
-    }
     let mut places =
         HashMap::from([("inputs.json".to_owned(), "the values of the other inputs".to_owned())]);
     for (port, id) in files {
@@ -158,7 +159,8 @@ pub(crate) async fn create(
         let file = match db.file_get(id, caller.id()).await {
             Ok(file) => file,
             Err(store::Error::NotFound { .. }) => {
-                return Err(refuse(format!("input `{port}`: file `{id}` not found")).into());
+                wrong.push(refuse(format!("input `{port}`: file `{id}` not found")));
+                continue;
             }
             Err(error) => return Err(error.into()),
         };
@@ -172,8 +174,11 @@ pub(crate) async fn create(
             let message = format!(
                 "input `{port}`: the solver would find it as `{place}`, where {other} is already; rename the file"
             );
-            return Err(refuse(message).into());
+            wrong.push(refuse(message));
         }
+    }
+    if !wrong.is_empty() {
+        return Err(wrong.into());
     }
     let (key, version) = (release.key.clone(), release.version.to_string());
     let job = Job {
