@@ -146,7 +146,7 @@ impl App {
         let dispatching = Data::new(dispatcher.clone());
         let uploads = Data::new(Uploads::new(db.clone(), objects.clone()));
         let uploading = uploads.clone();
-        let pool = db.clone();
+        let (pool, storing) = (db.clone(), objects.clone());
         let closing = Data::new(shutdown.clone());
         let in_flight = Data::new(InFlight::default());
         let document = openapi::document();
@@ -193,6 +193,7 @@ impl App {
         };
         let (served, (), ()) = tokio::join!(server, stopped, dispatcher.run(shutdown.clone()));
         uploading.finish().await;
+        storing.finish().await;
         pool.close().await;
         if let Some(storage) = storage {
             storage.shutdown.cancel();

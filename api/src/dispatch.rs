@@ -28,7 +28,10 @@ use solverd_runner::{
     engine::{Docker, EngineError, Standing},
     task::{FailureKind, Limits},
 };
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use logs::LogZips;
@@ -57,6 +60,16 @@ const INSTANCE_LABEL: &str = "solverd.instance";
 
 /// How often the dispatcher looks although nobody has called: the command line and other services cannot wake it.
 const AT_LATEST: Duration = Duration::from_secs(5);
+
+/// How long a step may take: an answer that the database or the engine still owed when its machine vanished never comes. What was cut off
+/// is picked up by the next step.
+const LONGEST_STEP: Duration = Duration::from_mins(1);
+
+/// How many tasks delete objects at the same time.
+const DELETIONS: usize = 8;
+
+/// How long a shutdown waits for them.
+const DELETE_WITHIN: Duration = Duration::from_secs(5);
 
 /// How many rows of the queue are looked at in one step.
 const BATCH: i64 = 200;
@@ -117,6 +130,7 @@ struct Inner {
     /// Held by whoever admits jobs, and starting one takes a while.
     memory: tokio::sync::Mutex<Memory>,
     sweep: uploads::Sweep,
+    deletions: Semaphore,
     tasks: TaskTracker,
     closing: CancellationToken,
 }
@@ -186,11 +200,12 @@ impl Dispatcher {
             slots: Mutex::default(),
             memory: tokio::sync::Mutex::default(),
             sweep: uploads::Sweep::default(),
+            deletions: Semaphore::new(DELETIONS),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         }));
         // Before the first look at its jobs: from now on nobody takes them.
-        dispatcher.look_after_instances().await?;
+        dispatcher.be_seen().await?;
         dispatcher.pick_up().await?;
         dispatcher.sweep().await?;
         Ok(dispatcher)
@@ -210,7 +225,10 @@ impl Dispatcher {
     pub async fn run(&self, shutdown: CancellationToken) {
         while !shutdown.is_cancelled() {
             // A call that comes during the step is kept by `Notify` and answered by the next one.
-            if let Err(error) = self.step().await {
+            let step = timeout(LONGEST_STEP, Box::pin(self.step()));
+            let Some(done) = shutdown.run_until_cancelled(step).await else { break };
+            let cut = |_| Err(Error::Machine(format!("a step was cut off after {LONGEST_STEP:?}")));
+            if let Err(error) = done.unwrap_or_else(cut) {
                 tracing::error!(error = chain(&error), "the dispatcher will try again");
             }
             tokio::select! {
@@ -228,8 +246,9 @@ impl Dispatcher {
     /// was deleted.
     pub async fn step(&self) -> Result<()> {
         let inner = &self.0;
-        // First of all: what else may fail does not make others take this service for gone.
-        self.look_after_instances().await?;
+        if let Err(error) = self.look_after_instances().await {
+            tracing::error!(error = chain(&error), "other services were not looked for");
+        }
         self.deliver_callbacks().await?;
         for id in inner.db.jobs_leased_to_stop(&inner.lease).await? {
             if let Some(slot) = inner.slots().get(&id) {
@@ -252,18 +271,18 @@ impl Dispatcher {
             self.claim(&job, fate).await?;
         }
         self.admit().await?;
-        loop {
-            let gone = inner.db.jobs_to_remove(BATCH).await?;
-            if gone.is_empty() {
-                return Ok(());
-            }
-            for id in gone {
-                // Row first, content second: a crash between leaves an object that nobody sees, never a file without content.
-                let files = inner.db.job_remove(id).await?;
-                let keys = files.into_iter().map(File::object_key).chain([Job::log_object_key(id)]);
-                self.delete_objects(keys.collect());
-            }
+        let gone = inner.db.jobs_to_remove(BATCH).await?;
+        if !gone.is_empty() {
+            // What is left goes in the next step: nothing else has to wait for it.
+            inner.wake.notify();
         }
+        for id in gone {
+            // Row first, content second: a crash between leaves an object that nobody sees, never a file without content.
+            let files = inner.db.job_remove(id).await?;
+            let keys = files.into_iter().map(File::object_key).chain([Job::log_object_key(id)]);
+            self.delete_objects(keys.collect());
+        }
+        Ok(())
     }
 
     /// Starts what there is room for, in a fair order, and says of the others why they wait.
@@ -301,10 +320,11 @@ impl Dispatcher {
                 }
                 Verdict::Wait(wait) => {
                     // Not again and again: each of several services on one database has reasons of its own.
-                    if !told.get(&job.id).is_some_and(|told| told.is_like(&wait)) {
-                        self.tell_waiting(&job, &wait).await?;
+                    let mut causes = told.get(&job.id).cloned().unwrap_or_default();
+                    if let Some(first) = causes.news(wait) {
+                        self.tell_waiting(&job, &wait, first).await?;
                     }
-                    waiting.insert(job.id, wait);
+                    waiting.insert(job.id, causes);
                     continue;
                 }
             }
@@ -316,15 +336,16 @@ impl Dispatcher {
         Ok(())
     }
 
-    /// Says why a job waits, in its status and in its log.
-    async fn tell_waiting(&self, job: &Job, wait: &Wait) -> Result<()> {
+    /// Says why a job waits, in its status and, the first time, in its log: causes may alternate for as long as it waits.
+    async fn tell_waiting(&self, job: &Job, wait: &Wait, first: bool) -> Result<()> {
         let reason = wait.to_string();
         if job.waiting.as_ref() == Some(&reason) {
             return Ok(());
         }
         let figures = wait.figures().map(|figures| format!(" ({figures})")).unwrap_or_default();
         let line = log_line(&format!("[solverd] waiting: {reason}{figures}")) + "\n";
-        Ok(self.0.db.job_wait(job.id, &reason, &line, now()).await?)
+        let line = first.then_some(&*line);
+        Ok(self.0.db.job_wait(job.id, &reason, line, now()).await?)
     }
 
     /// Takes a queued job that is not to run here, if nobody was faster, and lets a task of its own bring it to its end.
@@ -471,12 +492,25 @@ impl Dispatcher {
         self.0.db.release_get(&job.solver_key, &version).await
     }
 
-    /// Deletes objects that no row names any more, beside everything else.
+    /// Deletes objects that no row names any more, beside everything else. What a shutdown does not wait for stays for good: nobody can
+    /// reach it, and nothing looks for it again.
     fn delete_objects(&self, keys: Vec<String>) {
         let inner = self.0.clone();
         self.0.tasks.spawn(async move {
-            for key in keys {
-                inner.objects.forget(&key, None).await;
+            let mut left = keys.iter();
+            let deleting = async {
+                let _place = inner.deletions.acquire().await;
+                for key in left.by_ref() {
+                    inner.objects.forget(key, None).await;
+                }
+            };
+            let late = async {
+                inner.closing.cancelled().await;
+                tokio::time::sleep(DELETE_WITHIN).await;
+            };
+            tokio::select! {
+                () = deleting => {}
+                () = late => tracing::warn!(objects = left.len() + 1, "objects that nobody needs stay behind"),
             }
         });
     }

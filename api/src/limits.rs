@@ -12,6 +12,7 @@ use actix_web::{
     Error, HttpMessage,
     body::{BodySize, BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
+    http::Method,
     middleware::Next,
     web::{Bytes, Data},
 };
@@ -45,10 +46,12 @@ enum Kind {
 
 impl Kind {
     fn of(request: &ServiceRequest) -> Result<Self> {
-        let streams = request
-            .match_pattern()
-            .is_some_and(|route| route.ends_with("/logstream") || route.ends_with("/events"));
-        let lasts = streams || Prefer::of(request.request())?.waits();
+        let route = request.match_pattern().unwrap_or_default();
+        let streams = route.ends_with("/logstream") || route.ends_with("/events");
+        // Elsewhere nobody looks at what is preferred.
+        let may_wait = route.ends_with(":inspect")
+            || request.method() == Method::GET && route.ends_with("/jobs/{job_id:[^/:]+}");
+        let lasts = streams || may_wait && Prefer::of(request.request())?.waits();
         Ok(if lasts { Self::Stream } else { Self::Request })
     }
 

@@ -29,6 +29,9 @@ use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
 
 use crate::domain::user::hex;
 use crate::report::chain;
@@ -55,6 +58,9 @@ const ANSWER_WITHIN: Duration = Duration::from_mins(2);
 /// Putting the parts together copies every byte in some stores. Clients give up on it after 30
 /// minutes.
 const COMPLETE_WITHIN: Duration = Duration::from_mins(29);
+
+/// How long a shutdown waits for what has to be taken back.
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
 /// What went wrong, in the terms of whoever asked.
 #[derive(Debug, thiserror::Error)]
@@ -166,6 +172,8 @@ pub struct Objects {
     /// Only signs, never connects.
     links: Client,
     bucket: String,
+    /// Take back what was sent of streams that broke off.
+    ending: TaskTracker,
 }
 
 impl Objects {
@@ -174,7 +182,7 @@ impl Objects {
         let Location { endpoint, public_endpoint, bucket, region, .. } = location;
         let calls = Client::from_conf(config(location, endpoint));
         let links = Client::from_conf(config(location, public_endpoint));
-        let objects = Self { calls, links, bucket: bucket.clone() };
+        let objects = Self { calls, links, bucket: bucket.clone(), ending: TaskTracker::new() };
         match objects.calls.head_bucket().bucket(bucket).send().await {
             Ok(_) => return Ok(objects),
             Err(error) if is_missing(&error) => {}
@@ -351,8 +359,8 @@ impl Objects {
     /// Writes all of `content`, whose size nobody needs to know, and hashes it on the way.
     ///
     /// Keeps one part in memory: 16 MiB for what is smaller than 31 GiB, at most 256 MiB. Takes up
-    /// to [`LONGEST_STREAM`]. The object appears whole or not at all. A caller that stops waiting
-    /// half-way leaves the parts in the store.
+    /// to [`LONGEST_STREAM`]. The object appears whole or not at all, also when the caller
+    /// stops waiting half-way.
     pub async fn put_stream(
         &self,
         key: &str,
@@ -364,17 +372,29 @@ impl Objects {
             self.put(key, first).await?
         } else {
             let upload_id = self.begin(key).await?;
-            match self.put_parts(key, &upload_id, first, content, &mut digest).await {
-                Ok(stat) => stat,
-                Err(error) => {
-                    if let Err(left) = self.end_upload(key, &upload_id).await {
-                        tracing::warn!(key, error = %left, "parts stay in the object store");
-                    }
-                    return Err(error);
+            let (whole, broken_off) = oneshot::channel::<()>();
+            let (objects, name, id) = (self.clone(), key.to_owned(), upload_id.clone());
+            self.ending.spawn(async move {
+                if broken_off.await.is_err()
+                    && let Err(left) = objects.end_upload(&name, &id).await
+                {
+                    tracing::warn!(key = name, error = %left, "parts stay in the object store");
                 }
-            }
+            });
+            let stat = self.put_parts(key, &upload_id, first, content, &mut digest).await?;
+            let _ = whole.send(());
+            stat
         };
         Ok(Stored { size: stat.size, sha256: hex(&digest.finalize()), e_tag: stat.e_tag })
+    }
+
+    /// Waits until what was sent of streams that broke off has been taken back; not for a store
+    /// that is away.
+    pub async fn finish(&self) {
+        self.ending.close();
+        if timeout(FINISH_WITHIN, self.ending.wait()).await.is_err() {
+            tracing::warn!("parts of objects that nobody needs stay in the object store");
+        }
     }
 
     async fn put_parts(

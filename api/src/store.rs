@@ -24,6 +24,7 @@ use sqlx::{
     postgres::PgPoolOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use tokio::time::{error::Elapsed, timeout};
 
 pub use changes::Changed;
 pub use instances::Instance;
@@ -35,6 +36,12 @@ use crate::domain::job::IllegalTransition;
 
 /// How long a connection to a server is taken to be as it was.
 const IDLE: Duration = Duration::from_secs(1);
+
+/// How long an answer is waited for. sqlx has no limit, and what a server that vanished still owes never comes.
+const ANSWER_WITHIN: Duration = Duration::from_mins(1);
+
+/// How long a server may take to say goodbye.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The open database. Cheap to clone.
 #[derive(Clone)]
@@ -191,6 +198,12 @@ impl<T> Doing<T> for std::result::Result<T, sqlx::Error> {
     }
 }
 
+/// Waits for a call that may be made again; not for ever.
+pub async fn in_time<T>(call: impl Future<Output = Result<T>>) -> Result<T> {
+    let late = |late: Elapsed| Err(sqlx::Error::Io(late.into())).doing("waiting for its answer");
+    timeout(ANSWER_WITHIN, call).await.unwrap_or_else(late)
+}
+
 fn not_found<T>(what: &'static str, id: &impl ToString) -> Result<T> {
     Err(Error::NotFound { what, id: id.to_string() })
 }
@@ -269,8 +282,14 @@ impl Db {
 
     /// Waits for the running statements and closes all connections.
     pub async fn close(&self) {
-        on!(self, |pool| pool.close().await);
-        writing!(self, |pool| pool.close().await);
+        match &self.pool {
+            Pool::Sqlite { readers, writer } => {
+                readers.close().await;
+                writer.close().await;
+            }
+            // Nobody waits for an answer any more.
+            Pool::Postgres(pool) => drop(timeout(CLOSE_WITHIN, pool.close()).await),
+        }
     }
 
     async fn begin(&self) -> Result<Tx> {

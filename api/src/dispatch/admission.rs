@@ -104,8 +104,25 @@ impl fmt::Display for Wait {
 pub(super) struct Memory {
     /// When each owner last had a turn, as a number that rises.
     pub(super) turns: HashMap<UserId, u64>,
-    /// What was last said of the jobs that wait.
-    pub(super) waiting: HashMap<JobId, Wait>,
+    /// What was said of the jobs that wait.
+    pub(super) waiting: HashMap<JobId, Told>,
+}
+
+/// Why a job waits, as was said of it; the last cause last.
+#[derive(Clone, Default)]
+pub(super) struct Told(Vec<Wait>);
+
+impl Told {
+    /// Whether a cause is said for the first time; `None` if it still is the last one.
+    pub(super) fn news(&mut self, wait: Wait) -> Option<bool> {
+        let known = self.0.iter().position(|told| told.is_like(&wait));
+        if known.is_some_and(|known| known + 1 == self.0.len()) {
+            return None;
+        }
+        known.map(|known| self.0.remove(known));
+        self.0.push(wait);
+        Some(known.is_none())
+    }
 }
 
 /// The queue as one step of the dispatcher sees it: at most one job of each owner at a time.
@@ -476,6 +493,12 @@ mod tests {
         let jobs = Wait::Limit(OverLimit::Jobs { most: 1 });
         let causes =
             [cpus, room(Kind::Gpus, 0), Wait::Behind, limit(Kind::Cpus), limit(Kind::Memory), jobs];
+        let mut told = Told::default();
+        let mut news = |wait| told.news(wait);
+        assert_eq!(
+            [cpus, cpus, Wait::Behind, cpus, Wait::Behind].map(&mut news),
+            [Some(true), None, Some(true), Some(false), Some(false)]
+        );
         for (at, cause) in causes.iter().enumerate() {
             let like: Vec<_> = causes.iter().map(|other| cause.is_like(other)).collect();
             assert_eq!(like.iter().position(|it| *it), Some(at), "{cause:?}");

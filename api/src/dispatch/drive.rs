@@ -13,7 +13,7 @@ use super::{
     Dispatcher, Fate, Result, artifacts::JobArtifacts, finish::Ending, logs::log_line, task,
 };
 use crate::{
-    domain::{id::FileId, solver::Release, time::now},
+    domain::{id::FileId, job::Job, solver::Release, time::now},
     report::chain,
     store::{self, Claimed},
 };
@@ -193,11 +193,7 @@ impl Dispatcher {
                     // An earlier life has seen it.
                     Event::Started { .. } if claimed.job.started_at.is_some() => {}
                     Event::Started { container } => {
-                        let at = now();
-                        match self
-                            .persist(|| self.0.db.job_start(claimed, Some(&container), at))
-                            .await
-                        {
+                        match self.begin(claimed, Some(&container)).await {
                             Ok(job) => (claimed.job, raised) = (job, true),
                             Err(error) => result = result.and(Err(error)),
                         }
@@ -215,6 +211,20 @@ impl Dispatcher {
         }
         // Reading on after an error keeps the solver from blocking; the first error is told.
         result
+    }
+
+    /// Says that a job has begun. If it had, the answer to an earlier attempt was lost.
+    pub(super) async fn begin(
+        &self,
+        claimed: &Claimed,
+        container: Option<&str>,
+    ) -> store::Result<Job> {
+        let at = now();
+        let begun = self.persist(|| self.0.db.job_start(claimed, container, at)).await;
+        let Err(store::Error::Illegal(refused)) = begun else { return begun };
+        let ours = self.persist(|| self.0.db.jobs_leased(&self.0.lease)).await?;
+        let mut ours = ours.into_iter().filter(|job| job.started_at.is_some());
+        ours.find(|job| job.id == claimed.job.id).ok_or(refused.into())
     }
 
     pub(super) async fn add_lines(&self, claimed: &Claimed, lines: &str) -> store::Result<()> {
@@ -248,7 +258,7 @@ impl Dispatcher {
     ) -> store::Result<T> {
         let mut pause = FIRST_PAUSE;
         loop {
-            match attempt().await {
+            match store::in_time(attempt()).await {
                 Err(error) if error.is_transient() && !self.0.closing.is_cancelled() => {
                     tracing::warn!(error = chain(&error), "will be tried again");
                     tokio::select! {

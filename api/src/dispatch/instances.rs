@@ -14,15 +14,17 @@ use solverd_runner::task::{FailureKind, TaskError};
 use super::{AT_LATEST, Dispatcher, Result, finish::job_error, logs::log_line};
 use crate::{
     domain::{
+        file::File,
         id::{FileId, JobId},
         job::{Job, JobState, Lease, Transition},
         solver::{Body, Release},
         time::now,
     },
+    report::chain,
     store::{self, Instance},
 };
 
-/// Between two looks at least; there are many steps in a second when much happens.
+/// Between two signs of this service, and between two looks at the others at least: there are many steps in a second when much happens.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// For how long each of the others has been silent, as seen from here.
@@ -49,7 +51,29 @@ impl Watch {
 }
 
 impl Dispatcher {
-    /// Says that this service is there, and looks for those that are not; both only every few seconds.
+    /// Says that this service is there, from now on again and again: however long a step takes, nobody takes it for gone.
+    pub(super) async fn be_seen(&self) -> Result<()> {
+        self.0.db.instance_seen(&self.0.lease, now()).await?;
+        let inner = self.0.clone();
+        self.0.tasks.spawn(async move {
+            let seen = async {
+                loop {
+                    tokio::time::sleep(PAUSE).await;
+                    let seen = inner.db.instance_seen(&inner.lease, now());
+                    if let Err(error) = store::in_time(seen).await {
+                        tracing::error!(
+                            error = chain(&error),
+                            "others may take this service for gone"
+                        );
+                    }
+                }
+            };
+            inner.closing.run_until_cancelled(seen).await;
+        });
+        Ok(())
+    }
+
+    /// Looks for services that are gone, every few seconds.
     pub(super) async fn look_after_instances(&self) -> Result<()> {
         let inner = &self.0;
         let mut watch = inner.watch.lock().await;
@@ -57,49 +81,50 @@ impl Dispatcher {
         if after < PAUSE {
             return Ok(());
         }
-        inner.db.instance_seen(&inner.lease, now()).await?;
         let others = inner.db.instances_holding(&inner.lease, now()).await?;
         watch.looked = Some(Instant::now());
         for gone in watch.look(others, after, inner.instance_timeout) {
-            self.see_to_jobs_of(&gone).await?;
+            for job in inner.db.jobs_leased(&Lease { instance: gone.name.clone() }).await? {
+                // One job that cannot be ended must not keep the others, nor the step.
+                if let Err(error) = self.see_to_job_of(&gone, &job).await {
+                    tracing::error!(job = %job.id, error = chain(&error), "a job of a service that is gone stays as it is");
+                }
+            }
         }
         Ok(())
     }
 
-    async fn see_to_jobs_of(&self, gone: &Instance) -> Result<()> {
+    async fn see_to_job_of(&self, gone: &Instance, job: &Job) -> store::Result<()> {
         let inner = &self.0;
         let Instance { name, seen_at } = gone;
         let seen_at = seen_at.to_rfc3339_opts(SecondsFormat::Secs, true);
         let silence = format!("not seen since {seen_at}");
-        for job in inner.db.jobs_leased(&Lease { instance: name.clone() }).await? {
-            let id = job.id;
-            let steps = match self.release(&job).await {
-                Ok(Release { body, .. }) => matches!(body, Body::Steps(_)),
-                Err(error) if error.is_transient() => return Err(error.into()),
-                Err(_) => false,
-            };
-            tracing::warn!(job = %id, instance = name, seen_at, "the service that ran the job is gone");
-            if steps {
-                let line = format!(
-                    "[solverd] instance {name}, which followed the steps, was {silence}; instance {} goes on",
-                    inner.lease.instance
-                );
-                inner.db.job_take_over(id, gone, &inner.lease, &(log_line(&line) + "\n")).await?;
-                continue;
-            }
-            let message = format!(
-                "instance {name} of solverd, which ran the job, was {silence}; start a new job"
+        let id = job.id;
+        let steps = match self.release(job).await {
+            Ok(Release { body, .. }) => matches!(body, Body::Steps(_)),
+            Err(error) if error.is_transient() => return Err(error),
+            Err(_) => false,
+        };
+        tracing::warn!(job = %id, instance = name, seen_at, "the service that ran the job is gone");
+        if steps {
+            let line = format!(
+                "[solverd] instance {name}, which followed the steps, was {silence}; instance {} goes on",
+                inner.lease.instance
             );
-            let line = log_line(&format!("[ERROR] solverd: {message}")) + "\n";
-            let ending = if job.stop_requested_at.is_some() {
-                Transition::Abort { log: None }
-            } else {
-                let error = job_error(&job, TaskError::new(FailureKind::Lost, message));
-                Transition::Fail { error, log: None }
-            };
-            inner.db.job_lose(id, gone, ending, &line, now()).await?;
+            let line = log_line(&line) + "\n";
+            return inner.db.job_take_over(id, gone, &inner.lease, &line).await.map(drop);
         }
-        Ok(())
+        let message = format!(
+            "instance {name} of solverd, which ran the job, was {silence}; start a new job"
+        );
+        let line = log_line(&format!("[ERROR] solverd: {message}")) + "\n";
+        let ending = if job.stop_requested_at.is_some() {
+            Transition::Abort { log: None }
+        } else {
+            let error = job_error(job, TaskError::new(FailureKind::Lost, message));
+            Transition::Fail { error, log: None }
+        };
+        inner.db.job_lose(id, gone, ending, &line, now()).await.map(drop)
     }
 
     /// Deletes the output files of a job that has ended without them, because another service had taken its lease.
@@ -110,7 +135,12 @@ impl Dispatcher {
     ) -> store::Result<()> {
         match self.persist(|| self.0.db.job_get(job.id, job.owner)).await {
             Ok(job) if job.state == JobState::Success => {}
-            Ok(_) | Err(store::Error::NotFound { .. }) => self.delete_files(outputs),
+            Ok(_) => self.delete_files(outputs),
+            // What was stored after it was removed has nobody else to see to it.
+            Err(store::Error::NotFound { .. }) => {
+                let keys = outputs.into_iter().map(File::object_key);
+                self.delete_objects(keys.chain([Job::log_object_key(job.id)]).collect());
+            }
             Err(error) => return Err(error),
         }
         Ok(())

@@ -2,14 +2,15 @@
 
 use std::{
     fs,
-    io::{Seek, SeekFrom, Write},
+    io::{self, Seek, SeekFrom, Write},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
 use chrono::{SecondsFormat, Utc};
 use tokio::{
-    sync::mpsc,
+    sync::{Mutex, mpsc},
     time::{sleep, timeout},
 };
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
@@ -35,22 +36,24 @@ pub struct LogZips {
     objects: Objects,
     /// Folder for temporary files.
     folder: PathBuf,
+    /// One of them, chosen by the job, is held while a zip is made up: of those who wait for it one makes it.
+    turns: Arc<[Mutex<()>; 16]>,
 }
 
 impl LogZips {
-    pub(super) const fn new(db: Db, objects: Objects, folder: PathBuf) -> Self {
-        Self { db, objects, folder }
+    pub(super) fn new(db: Db, objects: Objects, folder: PathBuf) -> Self {
+        Self { db, objects, folder, turns: Arc::default() }
     }
 
     /// Stores the log zip of a job; `None` while the object store is away: a job must reach its end even then.
     pub(super) async fn try_store(&self, job: &Job) -> Option<String> {
+        let failed = |error: &Error| tracing::warn!(job = %job.id, error = chain(error), "the log zip could not be stored");
+        // However long it is: only the object store may be too slow.
+        let zip = self.zip(job).await.inspect_err(failed).ok()?;
         let attempts = async {
             for pause in PAUSES.map(Some).into_iter().chain([None]) {
-                match self.store(job).await {
-                    Ok(key) => return Some(key),
-                    Err(error) => {
-                        tracing::warn!(job = %job.id, error = chain(&error), "the log zip could not be stored");
-                    }
+                if let Ok(key) = self.put(job, &zip).await.inspect_err(failed) {
+                    return Some(key);
                 }
                 sleep(pause?).await;
             }
@@ -64,13 +67,18 @@ impl LogZips {
 
     /// The log zip of an ended job whose zip could not be stored at its end: made now.
     pub async fn make_up(&self, job: &Job) -> Result<String> {
-        let key = self.store(job).await?;
+        let turn = usize::from(job.id.0.as_bytes()[15]) % self.turns.len();
+        let _turn = self.turns[turn].lock().await;
+        if let Some(made) = self.db.job_get(job.id, job.owner).await?.log_key {
+            return Ok(made);
+        }
+        let key = self.put(job, &self.zip(job).await?).await?;
         self.db.job_set_log(job.id, &key).await?;
         Ok(key)
     }
 
-    /// Streams a log from the database through the compressor into a temporary file, and from there to the object store.
-    async fn store(&self, job: &Job) -> Result<String> {
+    /// Streams a log from the database through the compressor into a temporary file.
+    async fn zip(&self, job: &Job) -> Result<fs::File> {
         let name = format!("{}_{}.logs", job.solver_key.short_name(), job.solver_version);
         let (sender, mut receiver) = mpsc::channel::<String>(4);
         let folder = self.folder.clone();
@@ -86,9 +94,7 @@ impl LogZips {
             while let Some(text) = receiver.blocking_recv() {
                 zip.write_all(text.as_bytes())?;
             }
-            let mut file = zip.finish()?;
-            file.seek(SeekFrom::Start(0))?;
-            Ok(file)
+            Ok(zip.finish()?)
         });
         let mut after = 0;
         'log: loop {
@@ -103,14 +109,20 @@ impl LogZips {
             }
         }
         drop(sender);
-        let machine =
-            |error: &dyn std::error::Error| Error::Machine(format!("zipping the log: {error}"));
-        let zipped =
-            zipping.await.map_err(|error| machine(&error))?.map_err(|error| machine(&error))?;
+        zipping.await.map_err(io::Error::other).flatten().map_err(|error| machine(&error))
+    }
+
+    async fn put(&self, job: &Job, mut zip: &fs::File) -> Result<String> {
+        zip.seek(SeekFrom::Start(0)).map_err(|error| machine(&error))?;
+        let zip = zip.try_clone().map_err(|error| machine(&error))?;
         let key = Job::log_object_key(job.id);
-        self.objects.put_stream(&key, tokio::fs::File::from_std(zipped)).await?;
+        self.objects.put_stream(&key, tokio::fs::File::from_std(zip)).await?;
         Ok(key)
     }
+}
+
+fn machine(error: &io::Error) -> Error {
+    Error::Machine(format!("zipping the log: {error}"))
 }
 
 /// A log line of our own, with its time, in the form of the engine's. Control characters in it, which may come from users, are escaped:

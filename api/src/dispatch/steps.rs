@@ -107,8 +107,7 @@ impl Dispatcher {
 
     async fn begin_and_progress(&self, claimed: &mut Claimed, percent: i32) -> Result<()> {
         if claimed.job.started_at.is_none() {
-            let at = now();
-            claimed.job = self.persist(|| self.0.db.job_start(claimed, None, at)).await?;
+            claimed.job = self.begin(claimed, None).await?;
         }
         if claimed.job.progress < percent {
             self.persist(|| self.0.db.job_progress(claimed, percent)).await?;

@@ -112,7 +112,14 @@ async fn store(
         completed_at: Some(now()),
     };
     let added = db.file_add(&file).await;
-    if added.is_err() {
+    // Its row may be there although the answer was lost: as long as that may be so, the content stays.
+    if let Err(error) = &added
+        && (!error.is_transient()
+            || matches!(
+                db.file_remove(id, owner).await,
+                Ok(()) | Err(store::Error::NotFound { .. })
+            ))
+    {
         objects.forget(&key, None).await;
     }
     Ok(added.map(|()| file))

@@ -6,7 +6,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     domain::webhook::{Callback, JobMessage},
-    error::{FieldError, Result},
+    error::FieldError,
     request::CONCEALED,
 };
 
@@ -38,7 +38,7 @@ impl JobCallback {
     }
 
     /// The callback, if both parts are what they may be.
-    pub(super) fn checked(&self, private: bool) -> Result<Callback> {
+    pub(super) fn checked(&self, private: bool) -> Result<Callback, Vec<FieldError>> {
         let url = Callback::parse_url(&self.url, private).map_err(|rule| {
             FieldError::new("value_error", &["body", "callback", "url"], &self.url, &rule)
         });
@@ -48,9 +48,7 @@ impl JobCallback {
         });
         match (url, secret) {
             (Ok(url), Ok(secret)) => Ok(Callback { url, secret }),
-            (url, secret) => {
-                Err([url.err(), secret.err()].into_iter().flatten().collect::<Vec<_>>().into())
-            }
+            (url, secret) => Err([url.err(), secret.err()].into_iter().flatten().collect()),
         }
     }
 }

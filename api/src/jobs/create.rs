@@ -1,7 +1,7 @@
 //! Creating a job: every value and every file reference is checked before anything is stored.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, hash_map::Entry},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -27,37 +27,32 @@ use crate::{
     store::{self, Db},
 };
 
-/// A release and its compiled rules.
-type Compiled = Arc<(Release, InputRules)>;
-
 /// What new jobs are checked against.
 pub struct Rules {
     /// What a job may have of the machine. Each service checks against its own: several on one database had better be alike.
     pub(super) bounds: Bounds,
     /// Whether callbacks may go to addresses that are not public.
     private_callbacks: bool,
-    /// The rules of every release that jobs were created for. Releases are immutable, so nothing here ever grows stale.
-    releases: Mutex<HashMap<(SolverKey, Version), Compiled>>,
+    /// The rules of every release that jobs were created for. Ports are immutable, so nothing here ever grows stale.
+    inputs: Mutex<HashMap<(SolverKey, Version), Arc<InputRules>>>,
 }
 
 impl Rules {
     /// Those of a service with these bounds.
     pub fn new(bounds: Bounds, private_callbacks: bool) -> Self {
-        Self { bounds, private_callbacks, releases: Mutex::default() }
+        Self { bounds, private_callbacks, inputs: Mutex::default() }
     }
 
-    async fn of(&self, path: &ReleasePath, db: &Db) -> Result<Compiled> {
-        let name = (path.solver_key.clone(), path.version.clone());
-        if let Some(known) = self.releases.lock().unwrap_or_else(PoisonError::into_inner).get(&name)
-        {
-            return Ok(known.clone());
-        }
-        let release = db.release_get(&path.solver_key, &path.version).await?;
-        let rules = InputRules::compile(&release)
-            .map_err(|error| ApiError::internal(ErrorCode::Internal, error))?;
-        let compiled = Arc::new((release, rules));
-        self.releases.lock().unwrap_or_else(PoisonError::into_inner).insert(name, compiled.clone());
-        Ok(compiled)
+    fn of(&self, release: &Release) -> Result<Arc<InputRules>> {
+        let mut known = self.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(match known.entry((release.key.clone(), release.version.clone())) {
+            Entry::Occupied(rules) => rules.get().clone(),
+            Entry::Vacant(place) => {
+                let rules = InputRules::compile(release)
+                    .map_err(|error| ApiError::internal(ErrorCode::Internal, error))?;
+                place.insert(Arc::new(rules)).clone()
+            }
+        })
     }
 
     /// What is wrong with what a job would take of the machine.
@@ -92,9 +87,7 @@ impl Rules {
         let mut open: Vec<_> = steps.iter().map(named).collect();
         let mut misfits = Vec::new();
         while let Some((who, step)) = open.pop() {
-            let path = ReleasePath { solver_key: step.solver, version: step.version };
-            let compiled = self.of(&path, db).await?;
-            let (release, _) = &*compiled;
+            let release = db.release_get(&step.solver, &step.version).await?;
             if let Body::Steps(steps) = &release.body {
                 open.extend(steps.steps.iter().map(named));
             }
@@ -136,11 +129,14 @@ pub(crate) async fn create(
     }
     let asked = inputs.asked();
     let JobInputs { values, callback, .. } = inputs;
-    let callback = callback.map(|it| it.checked(rules.private_callbacks)).transpose()?;
-    let compiled = rules.of(path, db).await?;
-    let (release, inputs) = &*compiled;
-    let mut wrong = rules.misfits(release, asked, db).await?;
-    let files = inputs.check(&values).unwrap_or_else(|problems| {
+    let release = db.release_get(&path.solver_key, &path.version).await?;
+    let mut wrong = rules.misfits(&release, asked, db).await?;
+    let callback = callback.map(|it| it.checked(rules.private_callbacks)).transpose();
+    let callback = callback.unwrap_or_else(|errors| {
+        wrong.extend(errors);
+        None
+    });
+    let files = rules.of(&release)?.check(&values).unwrap_or_else(|problems| {
         wrong.extend(problems.into_iter().map(|problem| FieldError {
             kind: "value_error",
             ctx: Some(json!({"port": problem.port, "rule": problem.rule})),
@@ -150,9 +146,6 @@ pub(crate) async fn create(
         }));
         BTreeMap::new()
     });
-    if !wrong.is_empty() {
-        return Err(wrong.into());
-    }
     let mut places =
         HashMap::from([("inputs.json".to_owned(), "the values of the other inputs".to_owned())]);
     for (port, id) in files {
@@ -166,7 +159,8 @@ pub(crate) async fn create(
         let file = match db.file_get(id, caller.id()).await {
             Ok(file) => file,
             Err(store::Error::NotFound { .. }) => {
-                return Err(refuse(format!("input `{port}`: file `{id}` not found")).into());
+                wrong.push(refuse(format!("input `{port}`: file `{id}` not found")));
+                continue;
             }
             Err(error) => return Err(error.into()),
         };
@@ -180,8 +174,11 @@ pub(crate) async fn create(
             let message = format!(
                 "input `{port}`: the solver would find it as `{place}`, where {other} is already; rename the file"
             );
-            return Err(refuse(message).into());
+            wrong.push(refuse(message));
         }
+    }
+    if !wrong.is_empty() {
+        return Err(wrong.into());
     }
     let (key, version) = (release.key.clone(), release.version.to_string());
     let job = Job {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_TYPE, ETAG, RANGE};
 use tempfile::TempDir;
-use tokio::io::ReadBuf;
+use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -354,8 +354,22 @@ async fn a_stream_that_breaks_leaves_nothing() {
         let stored = s3.objects.put_stream(KEY, content[..length].chain(Breaks)).await;
         assert!(matches!(stored, Err(Error::Content(_))), "{stored:?}");
     }
+    s3.objects.finish().await;
     assert_eq!(s3.files(), [""; 0]);
     assert_eq!(s3.objects.stat(KEY).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_given_up_leaves_nothing() {
+    let s3 = Endpoint::start().await;
+    let (content, (mut sender, receiver)) = (bytes(20 * MIB), tokio::io::duplex(1 << 20));
+    tokio::select! {
+        stored = s3.objects.put_stream(KEY, receiver) => panic!("{stored:?}"),
+        sent = sender.write_all(&content) => sent.unwrap(),
+    }
+    assert_ne!(s3.files(), [""; 0], "the first part is there");
+    s3.objects.finish().await;
+    assert_eq!(s3.files(), [""; 0]);
 }
 
 #[tokio::test]

@@ -67,7 +67,11 @@ impl Db {
             query.fetch_optional(connection).await
         })
         .doing("completing a file")?;
-        let Some(file) = completed else { return self.file_get(id, owner).await };
+        let Some(file) = completed else {
+            // Else as many calls as there are connections would wait for one another.
+            drop(tx);
+            return self.file_get(id, owner).await;
+        };
         tx.list_add(owner, UPLOADS, file.created_at, newest).await?;
         tx.commit().await?;
         Ok(file)

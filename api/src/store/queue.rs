@@ -124,13 +124,13 @@ impl Db {
         Ok((job, true))
     }
 
-    /// Notes why a job is still in the queue although it is its turn, also in its log. Nothing happens to one that somebody has taken
+    /// Notes why a job is still in the queue although it is its turn, with these lines in its log. Nothing happens to one that somebody has taken
     /// meanwhile.
     pub async fn job_wait(
         &self,
         id: JobId,
         reason: &str,
-        lines: &str,
+        lines: Option<&str>,
         now: Timestamp,
     ) -> Result<()> {
         let mut tx = self.begin().await?;
@@ -146,7 +146,9 @@ impl Db {
             tx.job_update(&job).await?;
         }
         // While the job is locked nobody can take it, and nobody else writes its log.
-        tx.log_append(id, lines).await?;
+        if let Some(lines) = lines {
+            tx.log_append(id, lines).await?;
+        }
         tx.commit().await?;
         self.notify(&job);
         Ok(())

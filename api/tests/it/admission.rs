@@ -238,3 +238,18 @@ async fn an_owner_has_as_many_jobs_as_may_be() {
     assert_eq!(text(&app.wait_for_end(&fourth).await, "/state"), "SUCCESS");
     app.stop().await;
 }
+
+#[tokio::test]
+async fn what_a_release_is_published_again_with_counts_at_once() {
+    let app = TestApp::start().await;
+    let release = app.publish(changed("3.0.0", |it| it.at_most = Amounts::default()).await).await;
+    let path = format!("/v0/solvers/{}/releases/{}/jobs", release.key, release.version);
+    let body = json!({"values": {}, "resources": {"cpus": 0.5}});
+    assert_eq!(app.post_json(&path, &body).await.status, 201);
+    let limits = Amounts { nano_cpus: Some(250_000_000), ..Amounts::default() };
+    app.publish(changed("3.0.0", |it| it.at_most = limits).await).await;
+    let refused = app.post_json(&path, &body).await;
+    assert_eq!(refused.status, 422, "{refused}");
+    assert!(refused.text().contains("0.25 CPU"), "{refused}");
+    app.stop().await;
+}

@@ -359,6 +359,25 @@ async fn a_job_outlasts_a_database_that_is_away() {
     app.stop().await;
 }
 
+#[tokio::test]
+async fn a_job_whose_start_is_known_already_goes_on() {
+    let app = TestApp::start().await;
+    let release = app.publish(sleeper().await).await;
+    let url = format!("sqlite:{}", app.data().join("solverd.db").display());
+    let mut database = SqliteConnection::connect(&url).await.unwrap();
+    // As if the answer to a first attempt to write it down had been lost.
+    let start = "CREATE TRIGGER start AFTER UPDATE ON jobs WHEN NEW.state = 'PENDING' \
+                 BEGIN UPDATE jobs SET state = 'STARTED', started_at = submitted_at WHERE id = NEW.id; END";
+    database.execute(start).await.unwrap();
+    database.close().await.unwrap();
+    let job = app.start_job(&release, json!({"input_2": FOREVER})).await;
+    let inspect = async || app.post(&format!("{job}:inspect")).await.json();
+    wait_until("progress", inspect, |status| status["progress"].as_i64() > Some(0)).await;
+    app.post(&format!("{job}:stop")).await;
+    assert_eq!(text(&app.wait_for_end(&job).await, "/state"), "ABORTED");
+    app.stop().await;
+}
+
 /// An upload of one part that was begun so many hours ago; the part has been sent.
 async fn begin_upload(db: &Db, objects: &Objects, owner: UserId, hours: i64) -> File {
     let id = FileId::new();

@@ -5,6 +5,10 @@ use std::{
     fmt::{self, Display},
     net::SocketAddr,
     str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -19,7 +23,7 @@ use serde_json::{Value as Json, json};
 use solverd::domain::{id::JobId, resources::Resources, solver::SolverKey, user::Credentials};
 use sqlx::{ConnectOptions, Connection, Executor, SqliteConnection, postgres::PgConnectOptions};
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncReadExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
@@ -423,7 +427,8 @@ async fn too_much(app: &TestApp, table: &mut Table, good: &[(&'static str, &str)
     table.add("a form of 10 TB", "upload_file", &refused);
 
     let mut in_flight = JoinSet::new();
-    for _ in 0..64 {
+    // One more: who looks whether they are there may just have the last place.
+    for _ in 0..65 {
         let request = app.request(Method::POST, "/v0/files/content").body(endless());
         in_flight.spawn(request.send());
     }
@@ -510,10 +515,21 @@ async fn break_database(app: &TestApp) {
     connection.close().await.unwrap();
 }
 
-/// Passes connections on to a server as long as it is open; else it cuts them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Open,
+    /// Connections are ended.
+    Cut,
+    /// As if the server's host had vanished: what is sent is taken, and nothing comes back.
+    Silent,
+}
+
+/// Passes connections on to a server.
 struct Gate {
     address: SocketAddr,
-    open: watch::Sender<bool>,
+    way: watch::Sender<Way>,
+    /// How many connections wait for an answer that does not come.
+    silent: Arc<AtomicUsize>,
     _passing: JoinSet<()>,
 }
 
@@ -521,25 +537,54 @@ impl Gate {
     async fn before(server: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (open, is_open) = watch::channel(true);
+        let (way, ways) = watch::channel(Way::Open);
+        let silent = Arc::<AtomicUsize>::default();
+        let silenced = silent.clone();
         let mut passing = JoinSet::new();
         passing.spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (mut client, _) = listener.accept().await.unwrap();
-                let (mut is_open, server) = (is_open.clone(), server.clone());
+                let (mut ways, server, silenced) = (ways.clone(), server.clone(), silenced.clone());
                 connections.spawn(async move {
                     let mut server = TcpStream::connect(server).await.unwrap();
                     tokio::select! {
                         // However it ends, both sides notice.
-                        _ = copy_bidirectional(&mut client, &mut server) => {}
-                        _ = is_open.wait_for(|open| !open) => {}
+                        _ = copy_bidirectional(&mut client, &mut server) => return,
+                        _ = ways.wait_for(|way| *way != Way::Open) => {}
+                    }
+                    if *ways.borrow() == Way::Silent && client.read_u8().await.is_ok() {
+                        silenced.fetch_add(1, Ordering::Relaxed);
+                        let _ = tokio::io::copy(&mut client, &mut tokio::io::sink()).await;
                     }
                 });
             }
         });
-        Self { address, open, _passing: passing }
+        Self { address, way, silent, _passing: passing }
     }
+
+    /// An app on a database behind a new gate.
+    async fn of_app(database_url: &str) -> (Self, TestApp) {
+        let options = PgConnectOptions::from_str(database_url).unwrap();
+        let gate = Self::before(format!("{}:{}", options.get_host(), options.get_port())).await;
+        let url = options.host("127.0.0.1").port(gate.address.port()).to_url_lossy();
+        let flag = format!("--database-url={url}");
+        (gate, TestApp::start_in(tempfile::tempdir().unwrap(), &[&flag]).await)
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_vanishes_holds_up_no_shutdown() {
+    let Some(fresh) = Fresh::postgres().await else { return };
+    let url = fresh.url.clone();
+    Box::pin(fresh.run(async |_| {
+        let (gate, app) = Gate::of_app(&url).await;
+        gate.way.send_replace(Way::Silent);
+        let silent = async || gate.silent.load(Ordering::Relaxed);
+        wait_until("the dispatcher to wait for an answer", silent, |silent| *silent > 1).await;
+        app.leave().await;
+    }))
+    .await;
 }
 
 #[tokio::test]
@@ -547,15 +592,11 @@ async fn a_database_that_is_away_is_told_from_a_fault() {
     let Some(fresh) = Fresh::postgres().await else { return };
     let url = fresh.url.clone();
     Box::pin(fresh.run(async |_| {
-        let options = PgConnectOptions::from_str(&url).unwrap();
-        let gate = Gate::before(format!("{}:{}", options.get_host(), options.get_port())).await;
-        let url = options.host("127.0.0.1").port(gate.address.port()).to_url_lossy();
-        let flag = format!("--database-url={url}");
-        let app = TestApp::start_in(tempfile::tempdir().unwrap(), &[&flag]).await;
+        let (gate, app) = Gate::of_app(&url).await;
         let me = async || app.get("/v0/me").await;
         assert_eq!(me().await.status, 200);
 
-        gate.open.send_replace(false);
+        gate.way.send_replace(Way::Cut);
         let away = wait_until("a refusal", me, |answer| answer.status != 200).await;
         assert_eq!((away.status.as_u16(), away.header(&RETRY_AFTER)), (503, Some("1")), "{away}");
         let expected = json!(["the database does not answer; try again"]);
@@ -568,7 +609,7 @@ async fn a_database_that_is_away_is_told_from_a_fault() {
         assert_eq!(["database", "engine", "object_store"].map(healthy), [false, true, true]);
         assert_eq!(answer(app.anonymous(Method::GET, "/health")).await.status, 503);
 
-        gate.open.send_replace(true);
+        gate.way.send_replace(Way::Open);
         wait_until("the database", me, |answer| answer.status == 200).await;
         app.stop().await;
     }))

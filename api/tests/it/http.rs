@@ -10,9 +10,9 @@ use reqwest::{
 };
 use serde_json::{Value as Json, json};
 use solverd::domain::{
-    id::JobId,
+    id::{FileId, JobId},
     resources::Resources,
-    solver::{SolverKey, Version},
+    solver::{Port, Release, SolverKey, Version},
     usage::seconds,
     user::Credentials,
 };
@@ -760,4 +760,27 @@ async fn a_taken_port_is_refused_with_the_settings_name() {
     let settings = solverd::settings::Settings { listen: taken.local_addr().unwrap(), ..settings };
     let error = Box::pin(solverd::App::bind(&settings)).await.err().unwrap();
     assert!(format!("{error:#}").contains("setting `listen`"), "{error:#}");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_new_job_is_told_at_once() {
+    let app = TestApp::start().await;
+    let mut release = Release { version: Version::parse("3.0.0").unwrap(), ..sleeper().await };
+    let another = Port { key: "another".to_owned(), ..release.inputs[0].clone() };
+    release.inputs.push(another);
+    let release = app.publish(release).await;
+    let path = format!("/v0/solvers/{}/releases/{}/jobs", release.key, release.version);
+    let nobodys = json!({"id": FileId::new(), "filename": "a.txt"});
+    let body = json!({
+        "values": {"input_1": nobodys, "another": nobodys},
+        "resources": {"cpus": 0},
+        "callback": {"url": "ftp://example.org", "secret": "short"},
+    });
+    let refused = app.post_json(&path, &body).await;
+    assert_eq!(refused.status, 422, "{refused}");
+    let errors = refused.json()["errors"].as_array().unwrap().clone();
+    let mut places: Vec<_> = errors.iter().map(|error| error["loc"][2].clone()).collect();
+    places.sort_by_key(Json::to_string);
+    assert_eq!(places, ["another", "cpus", "input_1", "secret", "url"], "{refused}");
+    app.stop().await;
 }

@@ -14,6 +14,7 @@ use solverd::{
     objects::{Location, Objects, Secret},
     store::{Db, Instance},
 };
+use sqlx::{Connection, Executor, SqliteConnection};
 
 use crate::{
     dispatch::Stepper,
@@ -29,6 +30,7 @@ const FOREVER: i64 = 300;
 on_both! {
     a_job_is_not_taken_from_who_is_there,
     jobs_of_a_service_that_is_gone_end,
+    who_is_there_says_so_without_steps,
 }
 
 fn lost() -> Transition {
@@ -141,6 +143,44 @@ async fn jobs_of_a_service_that_is_gone_end(db: Db) {
     stepper.stop().await;
 }
 
+async fn who_is_there_says_so_without_steps(db: Db) {
+    let owner = ready(&db).await;
+    let stepper = Stepper::start(&db, Duration::MAX).await;
+    claimed(&db, owner, &stepper.lease.instance).await;
+    let seen = async || db.instances_holding(&lease("other"), now()).await.unwrap();
+    let first = seen().await;
+    wait_until("another sign", seen, |seen| *seen != first).await;
+    stepper.settle().await;
+    stepper.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_cannot_be_ended_keeps_neither_others_nor_the_step() {
+    let fresh = Fresh::sqlite();
+    let url = fresh.url.clone();
+    Box::pin(fresh.run(async |db| {
+        let owner = ready(&db).await;
+        let stuck = started(&db, owner, "gone").await;
+        let other = started(&db, owner, "gone").await;
+        let mut connection = SqliteConnection::connect(&url).await.unwrap();
+        let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON job_logs \
+                      WHEN NEW.job_id = (SELECT min(id) FROM jobs) BEGIN SELECT RAISE(ABORT, 'stuck'); END";
+        connection.execute(refuse).await.unwrap();
+        connection.close().await.unwrap();
+        let stepper = Stepper::start(&db, Duration::ZERO).await;
+        let states = async || {
+            stepper.dispatcher.step().await.unwrap();
+            let state = async |id| db.job_get(id, owner).await.unwrap().state;
+            (state(stuck.job.id).await, state(other.job.id).await)
+        };
+        let wanted = (JobState::Started, JobState::Failed);
+        wait_until("the other to end", states, |seen| *seen == wanted).await;
+        stepper.settle().await;
+        stepper.stop().await;
+    }))
+    .await;
+}
+
 /// Takes a job from the service that is at work for it, as another one would that takes it for gone.
 async fn take(db: &Db, app: &TestApp, id: JobId, other: Option<&Lease>) {
     let name = std::fs::read_to_string(app.data().join("instance")).unwrap();
@@ -170,7 +210,8 @@ async fn who_was_only_cut_off_lets_go_of_its_jobs() {
     let release = app.publish(sleeper().await).await;
     let long = app.start_job(&release, json!({"input_2": FOREVER})).await;
     let short = app.start_job(&release, json!({"input_2": 1})).await;
-    for job in [&long, &short] {
+    let deleted = app.start_job(&release, json!({"input_2": FOREVER})).await;
+    for job in [&long, &short, &deleted] {
         app.wait_for(job, &["STARTED"]).await;
     }
 
@@ -178,6 +219,8 @@ async fn who_was_only_cut_off_lets_go_of_its_jobs() {
     take(&db, &app, id_of(&whole), Some(&lease("other"))).await;
     take(&db, &app, id_of(&short), None).await;
     take(&db, &app, id_of(&long), None).await;
+    take(&db, &app, id_of(&deleted), None).await;
+    assert_eq!(app.delete(&deleted).await.status, 204);
     let at_work = async || (containers(app.data()).await.len(), folders_of_jobs(app.data()).len());
     wait_until("all but the step to be cleared away", at_work, |seen| *seen == (1, 1)).await;
     for job in [&long, &short] {
@@ -209,8 +252,11 @@ async fn who_was_only_cut_off_lets_go_of_its_jobs() {
     .unwrap();
     let output = FileId::of_output(id_of(&short), "output_1");
     let key = solverd::domain::file::File::object_key(output);
-    let stored = async || objects.stat(&key).await.unwrap().is_some();
-    wait_until("the output to go", stored, |stored| !stored).await;
+    let log = Job::log_object_key(id_of(&deleted));
+    for key in [key, log] {
+        let stored = async || objects.stat(&key).await.unwrap().is_some();
+        wait_until("what was stored to go", stored, |stored| !stored).await;
+    }
 
     db.job_request_stop(step.id, owner, now()).await.unwrap();
     wait_until("the step to stop", at_work, |seen| *seen == (0, 0)).await;

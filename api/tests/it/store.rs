@@ -771,7 +771,7 @@ async fn each_owner_has_one_head_of_the_queue(db: Db) {
     let for_nothing = db.jobs_queued_for_nothing(9).await.unwrap();
     assert_eq!(ids(&for_nothing), [whole.id]);
     // One that has been told to wait is still the head.
-    db.job_wait(heads[1].1, "why", "line\n", now()).await.unwrap();
+    db.job_wait(heads[1].1, "why", Some("line\n"), now()).await.unwrap();
 
     let found = async || {
         let mut found: Vec<_> =
@@ -790,16 +790,17 @@ async fn a_waiting_job_says_why(db: Db) {
     let owner = ready(&db).await;
     let id = queued(&db, owner).await;
     let at = now();
-    db.job_wait(id, "no room", "1 no room\n", at).await.unwrap();
-    db.job_wait(id, "still none", "2 still none\n", at).await.unwrap();
+    db.job_wait(id, "no room", Some("1 no room\n"), at).await.unwrap();
+    db.job_wait(id, "still none", Some("2 still none\n"), at).await.unwrap();
+    db.job_wait(id, "no room", None, at).await.unwrap();
     let job = db.job_get(id, owner).await.unwrap();
     assert_eq!(
         (job.state, job.waiting.as_deref()),
-        (JobState::WaitingForResources, Some("still none"))
+        (JobState::WaitingForResources, Some("no room"))
     );
     let claimed = db.job_claim(id, &lease("one"), now()).await.unwrap().unwrap();
     assert_eq!((claimed.job.state, claimed.job.waiting.as_deref()), (JobState::Pending, None));
-    db.job_wait(id, "too late", "too late\n", now()).await.unwrap();
+    db.job_wait(id, "too late", Some("too late\n"), now()).await.unwrap();
     assert_eq!(db.job_get(id, owner).await.unwrap(), claimed.job, "it has been taken");
     db.job_log_add(&claimed, claimed.next_chunk(), "3 begun\n").await.unwrap();
     let log = db.job_log(id, 0, 9).await.unwrap();
@@ -811,7 +812,7 @@ async fn a_waiting_job_says_why(db: Db) {
 
     // It goes back, waits again, and is stopped.
     db.job_finish(&claimed, Transition::Requeue, now()).await.unwrap();
-    db.job_wait(id, "no room", "4\n", now()).await.unwrap();
+    db.job_wait(id, "no room", Some("4\n"), now()).await.unwrap();
     let asked = db.job_request_stop(id, owner, now()).await.unwrap();
     assert!(asked.stop_requested_at.is_some());
     assert_eq!(ids(&db.jobs_queued_to_stop(9).await.unwrap()), [id]);
