@@ -72,7 +72,7 @@ impl Db {
             drop(tx);
             return self.file_get(id, owner).await;
         };
-        tx.list_add(owner, UPLOADS, file.created_at, newest).await?;
+        tx.lists_add(owner, [UPLOADS; 2], file.created_at, newest).await?;
         tx.commit().await?;
         Ok(file)
     }
@@ -179,7 +179,7 @@ impl Tx {
                            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
         if file.completed_at.is_some() && file.job_id.is_none() {
             let newest = self.newest_upload(file.owner).await?;
-            self.list_add(file.owner, UPLOADS, file.created_at, newest).await?;
+            self.lists_add(file.owner, [UPLOADS; 2], file.created_at, newest).await?;
         }
         within!(*self, |connection| {
             let query = sqlx::query(SQL)

@@ -275,10 +275,8 @@ impl Tx {
             .fetch_optional(connection)
             .await)
         .doing("looking for newer jobs")?;
-        for list in [String::new(), list_of(&job.solver_key, &job.solver_version)] {
-            self.list_add(job.owner, &list, job.created_at, newest).await?;
-        }
-        Ok(())
+        let lists = ["", &list_of(&job.solver_key, &job.solver_version)];
+        self.lists_add(job.owner, lists, job.created_at, newest).await
     }
 
     /// Counts a job out of its owner's lists.
@@ -290,35 +288,56 @@ impl Tx {
         Ok(())
     }
 
-    /// Counts something into a list, under the lock of its owner's lists. The newest is that of what is listed already.
-    pub(super) async fn list_add(
+    /// Counts something into two lists, or twice the same one, under the lock of their owner's lists. The newest is that of what is
+    /// listed already.
+    pub(super) async fn lists_add(
         &mut self,
         owner: UserId,
-        list: &str,
+        lists: [&str; 2],
         at: Timestamp,
         newest: Option<Timestamp>,
     ) -> Result<()> {
+        // All at once: this is on the path of every new job.
+        const COUNT: &str = "UPDATE job_counts SET jobs = job_counts.jobs + 1 FROM ( \
+                               SELECT list, level, (SELECT MAX(since) FROM job_counts AS runs \
+                                 WHERE owner = $1 AND runs.list = wanted.list AND runs.level = wanted.level AND since <= $4) AS since \
+                               FROM (SELECT CAST($2 AS TEXT) AS list, 1 AS level UNION ALL SELECT $2, 0 \
+                                 UNION ALL SELECT $3, 1 UNION ALL SELECT $3, 0) AS wanted \
+                             ) AS run WHERE job_counts.owner = $1 AND job_counts.list = run.list \
+                             AND job_counts.level = run.level AND job_counts.since = run.since RETURNING job_counts.list, job_counts.level, job_counts.jobs";
         // The rare conflict: all jobs of a run are gone, and here is another of the moment in which it began.
         const BEGIN: &str = "INSERT INTO job_counts (owner, list, level, since, jobs) VALUES ($1, $2, $3, $4, 1) \
                              ON CONFLICT (owner, list, level, since) DO UPDATE SET jobs = job_counts.jobs + 1";
+        let counted: Vec<(String, i32, i32)> = within!(*self, |connection| {
+            let query = sqlx::query_as(COUNT).bind(owner).bind(lists[0]).bind(lists[1]).bind(at);
+            query.fetch_all(connection).await
+        })
+        .doing("counting into lists")?;
+        let mut lists = lists.to_vec();
+        lists.dedup();
         // A run that is full ends with the newest: what comes late still belongs to it.
         let late = newest.is_some_and(|newest| newest >= at);
-        let mut begun = false;
-        for (level, size) in RUNS {
-            let full = if late { i32::MAX } else { size };
-            if !begun && self.count(owner, list, level, at, 1, full).await? {
-                continue;
+        for list in lists {
+            let mut begun = false;
+            for (level, size) in RUNS {
+                let run = counted.iter().find(|(name, of, _)| name == list && *of == level);
+                if let Some((_, _, jobs)) = run {
+                    if !begun && (late || *jobs <= size) {
+                        continue;
+                    }
+                    self.count_out(owner, list, level, at).await?;
+                }
+                begun = true;
+                within!(*self, |connection| sqlx::query(BEGIN)
+                    .bind(owner)
+                    .bind(list)
+                    .bind(level)
+                    .bind(at)
+                    .execute(connection)
+                    .await
+                    .map(drop))
+                .doing("counting into a list")?;
             }
-            begun = true;
-            within!(*self, |connection| sqlx::query(BEGIN)
-                .bind(owner)
-                .bind(list)
-                .bind(level)
-                .bind(at)
-                .execute(connection)
-                .await
-                .map(drop))
-            .doing("counting into a list")?;
         }
         Ok(())
     }
@@ -331,29 +350,26 @@ impl Tx {
         at: Timestamp,
     ) -> Result<()> {
         for (level, _) in RUNS {
-            self.count(owner, list, level, at, -1, i32::MAX).await?;
+            self.count_out(owner, list, level, at).await?;
         }
         Ok(())
     }
 
-    /// Changes the count of the run that a moment belongs to. Says whether there is one that is not full.
-    async fn count(
+    /// Counts something out of the run that its moment belongs to.
+    async fn count_out(
         &mut self,
         owner: UserId,
         list: &str,
         level: i32,
         at: Timestamp,
-        change: i32,
-        full: i32,
-    ) -> Result<bool> {
-        const SQL: &str = "UPDATE job_counts SET jobs = jobs + $5 WHERE owner = $1 AND list = $2 AND level = $3 AND jobs < $6 \
+    ) -> Result<()> {
+        const SQL: &str = "UPDATE job_counts SET jobs = jobs - 1 WHERE owner = $1 AND list = $2 AND level = $3 \
                            AND since = (SELECT MAX(since) FROM job_counts WHERE owner = $1 AND list = $2 AND level = $3 AND since <= $4)";
-        let counted = within!(*self, |connection| {
+        within!(*self, |connection| {
             let query = sqlx::query(SQL).bind(owner).bind(list).bind(level).bind(at);
-            query.bind(change).bind(full).execute(connection).await.map(|done| done.rows_affected())
+            query.execute(connection).await.map(drop)
         })
-        .doing("counting in a list")?;
-        Ok(counted > 0)
+        .doing("counting out of a list")
     }
 
     /// One at a time changes the counts of an owner, and what the owner holds.
