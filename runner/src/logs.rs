@@ -35,6 +35,10 @@ const MANY: usize = 10_000;
 /// How long after a stopped container the log is still read from where reading stands: of what is unread then only the end is.
 const STOPPED: Duration = Duration::from_millis(500);
 
+/// By how much the line read last is behind when a stop does not even wait for that: an engine that has nothing to send ends a container
+/// sooner.
+const BEHIND: Duration = Duration::from_secs(2);
+
 /// Pieces that are passed on together if they are there, and bytes: short lines are many.
 const TOGETHER: usize = 1024;
 const TOGETHER_BYTES: usize = 64 * 1024;
@@ -135,6 +139,9 @@ pub(crate) async fn follow(
             }
             break;
         }
+        if printed.closed {
+            ended.cancelled().await;
+        }
         let pause = match result {
             Ok(0) | Err(_) => AGAIN,
             Ok(1..MANY) => SOON,
@@ -205,11 +212,7 @@ impl<'a> Printed<'a> {
                 biased;
                 // By now only the end matters, and the next reading begins there.
                 () = ended.cancelled(), if self.kept.is_full() && !only_the_end => return Ok(lines),
-                () = &mut stopped, if !self.kept.is_full() => {
-                    self.kept.close();
-                    self.closed = true;
-                    return Ok(lines);
-                }
+                () = &mut stopped, if !self.kept.is_full() => return Ok(self.close(lines)),
                 ready = pieces.next() => ready,
                 () = silence => {
                     let reason = "it did not end with the container".to_owned();
@@ -228,7 +231,24 @@ impl<'a> Printed<'a> {
             self.pass_on().await;
             result?;
             self.clocks.listening();
+            if stop.is_cancelled() && !self.kept.is_full() && self.is_behind() {
+                return Ok(self.close(lines));
+            }
         }
+    }
+
+    /// Reads no more of the beginning than so many lines.
+    fn close(&mut self, lines: usize) -> usize {
+        self.kept.close();
+        self.closed = true;
+        lines
+    }
+
+    /// Whether the solver has printed long ago what was read just now.
+    fn is_behind(&self) -> bool {
+        let time = self.last.back().and_then(|line| line.split(' ').next());
+        let time = time.and_then(|word| DateTime::parse_from_rfc3339(word).ok());
+        time.is_some_and(|time| SystemTime::from(time).elapsed().is_ok_and(|ago| ago > BEHIND))
     }
 
     /// Whether it was a line.
