@@ -50,9 +50,10 @@ impl Kept {
         )
     }
 
-    /// Takes nothing more into the beginning.
+    /// Takes nothing more into the beginning, and a shorter end, which is read sooner.
     pub(crate) const fn close(&mut self) {
         self.room = 0;
+        self.limit /= 4;
     }
 
     /// Whether the beginning is complete.
