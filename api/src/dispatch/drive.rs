@@ -56,8 +56,7 @@ impl Dispatcher {
             Ending::Failed(_) | Ending::StepFailed(_) | Ending::Stopped => Vec::new(),
         };
         if let Err(error) = self.finish(&claimed, ending).await {
-            let held = self.persist(|| self.0.db.jobs_leased(&self.0.lease)).await?;
-            if held.iter().any(|job| job.id == claimed.job.id) {
+            if self.held(&claimed).await?.is_some() {
                 // Container and outputs stay: the end is found again from them.
                 return Err(error);
             }
@@ -222,9 +221,14 @@ impl Dispatcher {
         let at = now();
         let begun = self.persist(|| self.0.db.job_start(claimed, container, at)).await;
         let Err(store::Error::Illegal(refused)) = begun else { return begun };
-        let ours = self.persist(|| self.0.db.jobs_leased(&self.0.lease)).await?;
-        let mut ours = ours.into_iter().filter(|job| job.started_at.is_some());
-        ours.find(|job| job.id == claimed.job.id).ok_or(refused.into())
+        let held = self.held(claimed).await?.filter(|job| job.started_at.is_some());
+        held.ok_or(refused.into())
+    }
+
+    /// The job as it stands, if it is still ours.
+    async fn held(&self, claimed: &Claimed) -> store::Result<Option<Job>> {
+        let held = self.persist(|| self.0.db.jobs_leased(&self.0.lease)).await?;
+        Ok(held.into_iter().find(|job| job.id == claimed.job.id))
     }
 
     pub(super) async fn add_lines(&self, claimed: &Claimed, lines: &str) -> store::Result<()> {
