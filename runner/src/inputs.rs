@@ -241,39 +241,13 @@ pub(crate) mod tests {
     use super::*;
     use crate::task::{ArtifactError, Limits, Resources, StoredFile};
 
-    /// Every file holds its own path. With a barrier, none is given out before all are asked for.
+    /// Every file holds its own path.
     #[derive(Default)]
-    struct Paths(Option<Barrier>);
-
-    /// Breaks off in the middle of every file, the first so many times.
-    struct Breaking(Mutex<usize>);
-
-    impl Artifacts for Breaking {
-        async fn open(
-            &self,
-            file: &InputFile,
-        ) -> Result<impl AsyncRead + Send + Unpin, ArtifactError> {
-            let (half, rest) = file.path.split_at(file.path.len() / 2);
-            let mut left = self.0.lock().unwrap();
-            let rest = if *left == 0 {
-                Ok(Bytes::copy_from_slice(rest.as_bytes()))
-            } else {
-                *left -= 1;
-                Err(io::Error::other("the connection was closed"))
-            };
-            let half = Ok(Bytes::copy_from_slice(half.as_bytes()));
-            Ok(StreamReader::new(stream::iter([half, rest])))
-        }
-
-        async fn store(
-            &self,
-            _: &str,
-            _: &str,
-            _: File,
-            _: u64,
-        ) -> Result<StoredFile, ArtifactError> {
-            Err(ArtifactError("not here".to_owned()))
-        }
+    struct Paths {
+        /// None is given out before all are asked for.
+        together: Option<Barrier>,
+        /// The first so many break off in the middle.
+        breaks: Mutex<usize>,
     }
 
     impl Artifacts for Paths {
@@ -281,13 +255,22 @@ pub(crate) mod tests {
             &self,
             file: &InputFile,
         ) -> Result<impl AsyncRead + Send + Unpin, ArtifactError> {
-            if let Some(barrier) = &self.0 {
+            if let Some(barrier) = &self.together {
                 barrier.wait().await;
             }
             if file.path == "gone.txt" {
                 return Err(ArtifactError("it was deleted".to_owned()));
             }
-            Ok(io::Cursor::new(file.path.clone().into_bytes()))
+            let (half, rest) = file.path.split_at(file.path.len() / 2);
+            let bytes = |text: &str| Ok(Bytes::copy_from_slice(text.as_bytes()));
+            let mut left = self.breaks.lock().unwrap();
+            let rest = if *left == 0 {
+                bytes(rest)
+            } else {
+                *left -= 1;
+                Err(io::Error::other("the connection was closed"))
+            };
+            Ok(StreamReader::new(stream::iter([bytes(half), rest])))
         }
 
         async fn store(
@@ -353,7 +336,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn files_are_fetched_at_the_same_time() {
         let folder = tempfile::tempdir().unwrap();
-        let artifacts = Paths(Some(Barrier::new(3)));
+        let artifacts = Paths { together: Some(Barrier::new(3)), ..Paths::default() };
         let task = task(&["a", "b", "c"]);
         stage(folder.path(), folder.path(), &task, &artifacts).await.unwrap();
     }
@@ -361,9 +344,10 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn what_breaks_off_is_fetched_again_from_its_beginning() {
         let folder = tempfile::tempdir().unwrap();
-        let (task, broken) = (task(&["some.txt"]), Breaking(Mutex::new(1)));
+        let (task, broken) =
+            (task(&["some.txt"]), Paths { breaks: Mutex::new(1), ..Paths::default() });
         stage(folder.path(), folder.path(), &task, &broken).await.unwrap();
-        assert_eq!(*broken.0.lock().unwrap(), 0);
+        assert_eq!(*broken.breaks.lock().unwrap(), 0);
         let text = std::fs::read_to_string(folder.path().join("some.txt")).unwrap();
         assert_eq!(text, "some.txt");
     }

@@ -212,7 +212,10 @@ impl<'a> Printed<'a> {
                 biased;
                 // By now only the end matters, and the next reading begins there.
                 () = ended.cancelled(), if self.kept.is_full() && !only_the_end => return Ok(lines),
-                () = &mut stopped, if !self.kept.is_full() => return Ok(self.close(lines)),
+                () = &mut stopped, if !self.kept.is_full() => {
+                    self.close();
+                    return Ok(lines);
+                }
                 ready = pieces.next() => ready,
                 () = silence => {
                     let reason = "it did not end with the container".to_owned();
@@ -232,16 +235,16 @@ impl<'a> Printed<'a> {
             result?;
             self.clocks.listening();
             if stop.is_cancelled() && !self.kept.is_full() && self.is_behind() {
-                return Ok(self.close(lines));
+                self.close();
+                return Ok(lines);
             }
         }
     }
 
-    /// Reads no more of the beginning than so many lines.
-    fn close(&mut self, lines: usize) -> usize {
+    /// Takes nothing more into the beginning.
+    fn close(&mut self) {
         self.kept.close();
         self.closed = true;
-        lines
     }
 
     /// Whether the solver has printed long ago what was read just now.
